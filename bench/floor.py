@@ -15,7 +15,7 @@ from typing import Any
 
 from linkd.config import LogSettings
 from linkd.log.disk_log import DiskLog
-from linkd.protocol.records import NewRecords, Record, encode_records
+from linkd.protocol.records import EncodedRecord, NewRecords, encode_records
 
 
 class Bench:
@@ -52,7 +52,7 @@ def folder() -> tempfile.TemporaryDirectory[str]:
 
 def commit_seconds(times: int = 300) -> float:
     """Return the median time of a commit of one record of 100 bytes in linkd's log."""
-    records = encode_records([Record(b"x" * 100)])
+    records = encode_records([EncodedRecord(b"x" * 100)])
     taken: list[float] = []
     with folder() as path:
         bench = Bench(Path(path))

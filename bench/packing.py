@@ -10,7 +10,7 @@ from random import Random
 
 from bench.figures import figure, spread, table
 from linkd.node.replicator import pack, unpack
-from linkd.protocol.records import Record, encode_records
+from linkd.protocol.records import EncodedRecord, encode_records
 
 _PLACES = ("hall", "roof", "cellar", "boiler", "gate")
 
@@ -63,7 +63,8 @@ def packing(rounds: int, batches: int) -> str:
     for name, (count, bodies) in _LOADS.items():
         source = bodies(Random(1))
         plain = [
-            encode_records([Record(body) for body in islice(source, count)]) for _ in range(batches)
+            encode_records([EncodedRecord(body) for body in islice(source, count)])
+            for _ in range(batches)
         ]
         packed = [pack(batch) for batch in plain]
         records = count * batches

@@ -16,7 +16,7 @@ from linkd.api.http import MemoryBudget
 from linkd.api.metrics import Metrics
 from linkd.api.stream import StreamSession, StreamSink
 from linkd.client.record import RecordContext, pack
-from linkd.client.session import Session as ClientSession
+from linkd.client.session import DaemonSession as ClientSession
 from linkd.client.websocket import WebSocket
 from linkd.config import Config, NodeSettings
 from linkd.core.session import Handshake, Session
@@ -26,7 +26,14 @@ from linkd.net.rate_limit import FairShare
 from linkd.net.websocket import put, take
 from linkd.protocol import client, peer
 from linkd.protocol.channels import Patterns
-from linkd.protocol.records import Batch, NewRecords, Origin, Record, SourcePosition, encode_records
+from linkd.protocol.records import (
+    Batch,
+    EncodedRecord,
+    NewRecords,
+    Origin,
+    SourcePosition,
+    encode_records,
+)
 from tests.support.memory_log import MemoryLog
 
 Run = Callable[[int], None]
@@ -44,7 +51,7 @@ class Load:
     def __init__(self, count: int, size: int) -> None:
         self.count = count
         self.bodies = [b"x" * size] * count
-        self.records = encode_records([Record(body) for body in self.bodies])
+        self.records = encode_records([EncodedRecord(body) for body in self.bodies])
         self.origin = Origin("edge", "log", "epoch", 1)
 
     def draft(self) -> NewRecords:
@@ -140,7 +147,7 @@ def client_out(load: Load) -> Iterator[Run]:
         nonlocal number
         for _ in range(times):
             number += 1
-            packed = pack([Record(body) for body in load.bodies])
+            packed = pack([EncodedRecord(body) for body in load.bodies])
             session.flight.add("bench", load.count, packed, _ignore)
             for message in session.take(0.0):
                 socket.send_binary(message)

@@ -37,7 +37,7 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
         peer.Probed,
         peer.Goodbye,
         records.Origin,
-        records.Record,
+        records.EncodedRecord,
         pairing.AuthorityRequest,
         pairing.JoinRequest,
         pairing.RenewalRequest,

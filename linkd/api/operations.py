@@ -220,7 +220,7 @@ class Trim(msgspec.Struct, forbid_unknown_fields=True):
     confirmed: bool = False
 
 
-class Drill(msgspec.Struct, forbid_unknown_fields=True):
+class DrillBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a drill's report: it starts, and for how long, or it has ended."""
 
     drill: Annotated[str, msgspec.Meta(pattern=DRILL_PATTERN)]
@@ -275,7 +275,7 @@ async def forget_peer(api: ApiServer, call: Call) -> Response:
 
 async def drill(api: ApiServer, call: Call) -> Response:
     """Record in log and events that a deliberate fault starts or has ended."""
-    peer, report = call.path["name"], call.json(Drill)
+    peer, report = call.path["name"], call.json(DrillBody)
     with known_peer(peer):
         if report.state == "started":
             api.node.drill_began(peer, report.drill, report.seconds)

@@ -26,7 +26,7 @@ from linkd.net.rate_limit import FairShare
 from linkd.net.timers import cancel
 from linkd.protocol.channels import is_channel
 from linkd.protocol.peer import Volatile
-from linkd.protocol.records import Record, read_records
+from linkd.protocol.records import EncodedRecord, read_records
 from linkd.status import Event
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Member(msgspec.Struct, array_like=True, frozen=True):
 Members = Annotated[tuple[Member, ...], msgspec.Meta(max_length=MAX_CHANGES)]
 
 
-class Change(msgspec.Struct, frozen=True, dict=True):
+class PresenceChange(msgspec.Struct, frozen=True, dict=True):
     """Somebody joined or left, or too many did to name them.
 
     Args:
@@ -445,10 +445,12 @@ class Presence:
         count = channel.count - sum(_STEP[kind] for kind, _ in changes.values())
         try:
             if is_crowd:
-                yield from self._send_change(channel, Change("present", name, channel.count), _END)
+                yield from self._send_change(
+                    channel, PresenceChange("present", name, channel.count), _END
+                )
             for (node, member), (kind, newest) in changes.items():
                 count += _STEP[kind]
-                change = Change(kind, name, count, node, member)
+                change = PresenceChange(kind, name, count, node, member)
                 yield from self._send_change(channel, change, newest)
         finally:  # after a mistake, too
             delay = CROWD_SECONDS if is_crowd else 0.0
@@ -460,7 +462,9 @@ class Presence:
         if channel.changes or channel.is_crowd:
             self._deliver_soon(name, channel)
 
-    def _send_change(self, channel: _Channel, change: Change, newest: int) -> Iterator[None]:
+    def _send_change(
+        self, channel: _Channel, change: PresenceChange, newest: int
+    ) -> Iterator[None]:
         """Send a change to all watchers that were there before it."""
         for number in tuple(channel.watchers):
             watcher = channel.watchers.get(number)
@@ -744,7 +748,7 @@ def shown(node: str, member: Member) -> dict[str, Any]:
 def _read(message: Volatile) -> _Announced | None:
     """Return what a message announces; None where it can't be read. linkd sends one record."""
     for record in read_records(message.records, message.count):
-        if isinstance(record, Record):
+        if isinstance(record, EncodedRecord):
             try:
                 return _decoder.decode(record.body)
             except (msgspec.DecodeError, UnicodeDecodeError):

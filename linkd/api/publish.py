@@ -21,8 +21,8 @@ from linkd.protocol.json import JSON, media_type
 from linkd.protocol.records import (
     MAX_TTL_SECONDS,
     MAX_WORD_LENGTH,
+    EncodedRecord,
     NewRecords,
-    Record,
     check_headers,
     encode_records,
 )
@@ -81,24 +81,28 @@ async def _draft(api: ApiServer, call: Call, channel: str) -> NewRecords:
     if media_type(content_type) == NDJSON:
         if id_:
             raise ApiError("malformed", "Linkd-Id names one message, and this may be many")
-        records = await _lines(api, call.caller.name, body, Record(b"", type_, "", JSON, headers))
+        records = await _lines(
+            api, call.caller.name, body, EncodedRecord(b"", type_, "", JSON, headers)
+        )
     else:
         if len(body) > most:
             raise refusal_of(too_large(len(body), most))
         check_body(body, content_type)
-        records = [Record(body, type_, id_, content_type, headers)]
+        records = [EncodedRecord(body, type_, id_, content_type, headers)]
     ids = (id_,) if id_ else ()
     return NewRecords(
         channel, len(records), encode_records(records), wall(), ttl, ids, owner=call.caller.name
     )
 
 
-async def _lines(api: ApiServer, caller: str, body: bytes, like: Record) -> list[Record]:
+async def _lines(
+    api: ApiServer, caller: str, body: bytes, like: EncodedRecord
+) -> list[EncodedRecord]:
     """Return one record for each line that is not blank, in all but its body like `like`.
 
     Looks at them in slices.
     """
-    records: list[Record] = []
+    records: list[EncodedRecord] = []
     most, until = api.node.config.log.max_body_bytes, api.share.end()
     if body.count(b"\n") > MAX_RECORDS:
         raise ApiError("body-too-large", f"expected at most {MAX_RECORDS} lines")
@@ -112,7 +116,7 @@ async def _lines(api: ApiServer, caller: str, body: bytes, like: Record) -> list
         if len(value) > most:
             raise refusal_of(too_large(len(value), most))
         check_json(value, f"line {place}")
-        records.append(Record(value, like.type, "", JSON, like.headers))
+        records.append(EncodedRecord(value, like.type, "", JSON, like.headers))
     if not records:
         raise ApiError("malformed", "expected one JSON value a line, got none")
     return records

@@ -38,7 +38,7 @@ from linkd.api.session import ClientSession
 from linkd.api.site import ApiSite
 from linkd.api.sse import EventStream
 from linkd.api.stream import StreamSession
-from linkd.api.stream_publisher import Producers
+from linkd.api.stream_publisher import ActiveProducers
 from linkd.api.text import TextSession
 from linkd.api.websocket import ApiWebSocket, WebSockets
 from linkd.clock import wall
@@ -201,7 +201,7 @@ class ApiServer:
         self.page_reads = DeferredSemaphore(PAGE_READS)
         self.streams: set[EventStream] = set()
         self.websockets = WebSockets(self, self._make_session)
-        self.producers = Producers(node.log)
+        self.producers = ActiveProducers(node.log)
         self.presence = Presence(node, reactor, self.share)
         self.late_seconds = 0.0
         self._files = StaticFiles()

@@ -80,7 +80,7 @@ class StreamSession(ClientSession):
             client.Subscribe: self._subscribe,
             client.Unsubscribe: self._unsubscribe,
             client.Credit: self._credit,
-            client.Ack: self._ack,
+            client.ConsumerAck: self._ack,
             client.WatchStatus: self._watch,
         }
 
@@ -350,7 +350,7 @@ class StreamSession(ClientSession):
         if sink is not None:
             sink.add_credit(frame.bytes)
 
-    def _ack(self, frame: client.Ack) -> None:
+    def _ack(self, frame: client.ConsumerAck) -> None:
         sink = self._subscriptions.get(frame.id)
         if sink is None or sink.subscription is None:
             none = "there is no such subscription"
@@ -359,7 +359,7 @@ class StreamSession(ClientSession):
 
         def done(error: Exception | None) -> None:
             if error is None:
-                self.send(client.Acked(frame.id, frame.next))
+                self.send(client.ConsumerAcked(frame.id, frame.next))
             else:
                 word = "not-found" if isinstance(error, KeyError) else "log-full"
                 message = f"the cursor is not stored: {error}"

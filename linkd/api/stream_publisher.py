@@ -82,7 +82,7 @@ class ProducerState:
         self.under_way: dict[int, int] = {}
 
 
-class Producers:
+class ActiveProducers:
     """All producers of this run, each one of its owner's; the longest unused go first.
 
     Args:

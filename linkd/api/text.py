@@ -14,16 +14,16 @@ from linkd.api.auth import Caller
 from linkd.api.bodies import to_json
 from linkd.api.call import Call, check_consumer, lasting_consumer, resumed, start_of
 from linkd.api.errors import ApiError, refusal_of
-from linkd.api.presence import MAX_NAME, Change
+from linkd.api.presence import MAX_NAME, PresenceChange
 from linkd.api.publish import too_large
 from linkd.api.session import ClientSession
 from linkd.api.sinks import SlicedSink
 from linkd.api.text_frames import (
     LARGE_BYTES,
-    Frame,
     FrameRefused,
     Name,
     OutgoingMessage,
+    TextFrame,
     in_parts,
     parse,
     render_messages,
@@ -35,8 +35,8 @@ from linkd.log.interface import RESUME_PREFIX, Appended
 from linkd.protocol.records import (
     BATCH_OVERHEAD_BYTES,
     Batch,
+    EncodedRecord,
     NewRecords,
-    Record,
     check_words,
     encode_records,
 )
@@ -183,7 +183,7 @@ class TextSession(ClientSession):
 
     def message(self, payload: bytes, binary: bool) -> None:
         """Handle one message; report a refusal and keep the connection."""
-        frame: Frame | None = None
+        frame: TextFrame | None = None
         try:
             frame = parse(payload, binary)
             self._take(frame)
@@ -246,7 +246,7 @@ class TextSession(ClientSession):
             more["private"] = self._private
         self._send_object("opened", more)
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: TextFrame) -> None:
         if frame.kind == "ping":
             for sink in self._subscriptions.values():
                 sink.report_position()
@@ -258,7 +258,7 @@ class TextSession(ClientSession):
         elif frame.kind == "publish":
             self._publish(frame)
 
-    def _subscribe(self, frame: Frame) -> None:
+    def _subscribe(self, frame: TextFrame) -> None:
         start: Start = "latest" if frame.start is None else frame.start
         if frame.seen:
             start = resumed(self.api.node.log, frame.seen)
@@ -288,7 +288,7 @@ class TextSession(ClientSession):
         self._subscriptions[key] = sink
         return sink
 
-    def _unsubscribe(self, frame: Frame) -> None:
+    def _unsubscribe(self, frame: TextFrame) -> None:
         pattern, name = frame.channel or "", frame.subscription
         key = ("pattern", pattern) if name is None else ("id", name)
         sink = self._subscriptions.pop(key, None)
@@ -300,7 +300,7 @@ class TextSession(ClientSession):
         if frame.id is not None:
             self._ack(frame.id, self.api.node.log.next)
 
-    def _publish(self, frame: Frame) -> None:
+    def _publish(self, frame: TextFrame) -> None:
         channel = frame.channel or self._channel
         if channel is None:
             raise ApiError("malformed", "expected a channel, in the frame or in the URL")
@@ -312,7 +312,7 @@ class TextSession(ClientSession):
         if self._unsettled and self._unsettled + size > config.limits.publish_pending_bytes:
             raise ApiError("too-many", "too many bytes wait for the disk")
         id_ = "" if frame.id is None else str(frame.id)
-        record = Record(frame.body, frame.type, id_, frame.content_type, frame.headers)
+        record = EncodedRecord(frame.body, frame.type, id_, frame.content_type, frame.headers)
         check_words(frame.type, id_)
         draft = NewRecords(
             channel,
@@ -391,7 +391,7 @@ class TextSession(ClientSession):
                 if number is not None:
                     self.api.presence.leave(channel, number)
 
-    def changed(self, change: Change) -> None:
+    def changed(self, change: PresenceChange) -> None:
         """Send a join or leave; a client that does not read gets the count later."""
         if self.socket.paused:
             self._missed.add(change.channel)
@@ -403,7 +403,7 @@ class TextSession(ClientSession):
         """Send the counts of channels whose changes were missed."""
         missed, self._missed = self._missed, set()
         for channel in missed & self._joined.keys():
-            self.changed(Change("present", channel, self.api.presence.count(channel)))
+            self.changed(PresenceChange("present", channel, self.api.presence.count(channel)))
 
     # status
 

@@ -13,7 +13,7 @@ from linkd.api.errors import ApiError
 from linkd.errors import LinkdError
 from linkd.protocol.json import JSON, body_of, check_syntax, extras_of, rfc3339
 from linkd.protocol.peer import EpochEnd
-from linkd.protocol.records import Batch, Record, Unreadable, check_headers, read_records
+from linkd.protocol.records import Batch, EncodedRecord, Unreadable, check_headers, read_records
 
 if TYPE_CHECKING:
     from linkd.node.subscriptions import Start
@@ -50,7 +50,7 @@ Kind = Literal["publish", "subscribe", "unsubscribe", "ping", "pong"]
 """The kinds of client messages."""
 
 
-class Frame(msgspec.Struct, frozen=True):
+class TextFrame(msgspec.Struct, frozen=True):
     """A parsed client message.
 
     Args:
@@ -114,7 +114,7 @@ class _Follow(msgspec.Struct, forbid_unknown_fields=True):
 _follow = msgspec.json.Decoder(_Follow)
 
 
-def parse(payload: bytes, binary: bool) -> Frame:
+def parse(payload: bytes, binary: bool) -> TextFrame:
     """Return what a message means.
 
     Raises:
@@ -122,23 +122,23 @@ def parse(payload: bytes, binary: bool) -> Frame:
         FrameRefused: The same, and its id is known.
     """
     if binary:
-        return Frame("publish", payload)
+        return TextFrame("publish", payload)
     if payload.lstrip()[:1] == b"{":
         try:
             given = _object.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             _refuse_unreadable(payload, str(error))
-            return Frame("publish", payload, "", TEXT)
+            return TextFrame("publish", payload, "", TEXT)
         if "type" in given and _KEYS.issuperset(given):
             frame = _typed(given)
             if frame is not None:
                 return frame
-        return Frame("publish", payload, "", JSON)
+        return TextFrame("publish", payload, "", JSON)
     try:
         check_syntax(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Frame("publish", payload, "", TEXT)
-    return Frame("publish", payload, "", JSON)
+        return TextFrame("publish", payload, "", TEXT)
+    return TextFrame("publish", payload, "", JSON)
 
 
 def _refuse_unreadable(payload: bytes, why: str) -> None:
@@ -168,7 +168,7 @@ def _is_whole(id_: Name) -> bool:
     return True
 
 
-def _typed(given: dict[str, msgspec.Raw]) -> Frame | None:
+def _typed(given: dict[str, msgspec.Raw]) -> TextFrame | None:
     """Return what an object with a type means; None: it is a value like any other."""
     type_ = _plain(given["type"])
     if not isinstance(type_, str) or ("data" not in given and type_ not in _CALLS):
@@ -187,9 +187,9 @@ def _typed(given: dict[str, msgspec.Raw]) -> Frame | None:
     if not (channel is None or isinstance(channel, str)):
         raise FrameRefused("channel: expected a string", id_)
     if type_ == "ping":
-        return Frame("ping")
+        return TextFrame("ping")
     if type_ == "pong":
-        return Frame("pong")
+        return TextFrame("pong")
     if type_ in RESERVED - _CALLS:
         raise FrameRefused(f"{type_} is a reserved type", id_)
     try:
@@ -198,10 +198,10 @@ def _typed(given: dict[str, msgspec.Raw]) -> Frame | None:
         checked = check_headers(headers or {})
     except LinkdError as error:
         raise FrameRefused(str(error), id_) from None
-    return Frame("publish", bytes(given["data"]), type_, JSON, channel, id_, headers=checked)
+    return TextFrame("publish", bytes(given["data"]), type_, JSON, channel, id_, headers=checked)
 
 
-def _following(type_: str, data: msgspec.Raw | None, id_: Name | None) -> Frame:
+def _following(type_: str, data: msgspec.Raw | None, id_: Name | None) -> TextFrame:
     try:
         wanted = _follow.decode(data if data is not None else b"null")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -216,7 +216,7 @@ def _following(type_: str, data: msgspec.Raw | None, id_: Name | None) -> Frame:
     )
     if type_ == "subscribe" and not wanted.channel:
         raise ApiError("malformed", "channel: expected a channel or a pattern")
-    return Frame(
+    return TextFrame(
         kind,
         channel=wanted.channel,
         id=id_,
@@ -267,7 +267,7 @@ def in_parts(number: int, message: OutgoingMessage) -> Iterator[OutgoingMessage]
         yield OutgoingMessage(head + payload[place : place + PART_BYTES], True)
 
 
-def _enveloped(batch: Batch, record: Record, place: int, envelope: bool) -> dict[str, Any]:
+def _enveloped(batch: Batch, record: EncodedRecord, place: int, envelope: bool) -> dict[str, Any]:
     name, value = body_of(record)
     one: dict[str, Any] = {
         "type": record.type or None,
@@ -284,7 +284,7 @@ def _enveloped(batch: Batch, record: Record, place: int, envelope: bool) -> dict
     return one
 
 
-def _bare(record: Record) -> OutgoingMessage:
+def _bare(record: EncodedRecord) -> OutgoingMessage:
     """Return a body as it was published; what is no UTF-8 as a binary message."""
     try:
         record.body.decode()

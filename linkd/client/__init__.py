@@ -30,6 +30,6 @@ def connect(where: str | os.PathLike[str] | None = None, **options: Unpack[Conne
         TypeError: An option is unknown.
     """
     from linkd.client.aio import Node  # noqa: PLC0415
-    from linkd.client.options import Settings, address  # noqa: PLC0415 - commands start fast
+    from linkd.client.options import ConnectSettings, address  # noqa: PLC0415 - commands start fast
 
-    return Node(address(where), Settings(**options))
+    return Node(address(where), ConnectSettings(**options))

@@ -14,15 +14,15 @@ from linkd.client.errors import ClientError, NoDaemon
 from linkd.client.iterator import RecordIterator, RecordQueue
 from linkd.client.options import (
     Address,
+    ConnectSettings,
     Observable,
     PublishManyOptions,
     PublishOptions,
-    Settings,
     Status,
     Stored,
     plus,
 )
-from linkd.client.session import Session
+from linkd.client.session import DaemonSession
 from linkd.errors import LinkdError
 from linkd.protocol.client import Published
 
@@ -126,7 +126,7 @@ class StatusWatcher(Observable[Status]):
 
 
 async def dial(
-    where: Address, settings: Settings, session: Session, changed: Callable[[], None]
+    where: Address, settings: ConnectSettings, session: DaemonSession, changed: Callable[[], None]
 ) -> Wire:
     """Open one connection, up to the daemon's answer.
 
@@ -161,7 +161,7 @@ async def dial(
     return wire
 
 
-async def _connect(where: Address, settings: Settings, wire: AsyncioWire) -> None:
+async def _connect(where: Address, settings: ConnectSettings, wire: AsyncioWire) -> None:
     loop = asyncio.get_running_loop()
     if where.socket:
         await loop.create_unix_connection(lambda: wire, where.socket)
@@ -277,7 +277,7 @@ class Node(NodeBase[StatusWatcher, Subscription]):
     Made by `linkd.client.connect`; `async with` starts and closes it.
     """
 
-    def __init__(self, where: Address, settings: Settings) -> None:
+    def __init__(self, where: Address, settings: ConnectSettings) -> None:
         status = StatusWatcher(Status())
         super().__init__(AsyncioLoop(), dial, where, settings, status, Subscription)
 

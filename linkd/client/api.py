@@ -15,10 +15,10 @@ from linkd.client.errors import ClientError, NoDaemon, stored_at
 from linkd.client.iterator import RecordIterator, RecordQueue
 from linkd.client.options import (
     Address,
+    ConnectSettings,
     Observable,
     PublishManyOptions,
     PublishOptions,
-    Settings,
     Status,
     SubscribeOptions,
     check_next,
@@ -27,14 +27,14 @@ from linkd.client.options import (
     check_wait,
     check_window,
 )
-from linkd.client.publisher import NO_TERMS, InFlightPublishes, Terms
+from linkd.client.publisher import NO_TERMS, InFlightPublishes, PublishTerms
 from linkd.client.record import Record, RecordContext, batches, encoded, pack
-from linkd.client.session import MAX_BODY_BYTES, Session
+from linkd.client.session import MAX_BODY_BYTES, DaemonSession
 from linkd.client.subscription import DEFAULT_WINDOW
 from linkd.protocol.channels import check_channel
 from linkd.protocol.client import Published
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, check_headers, check_words
-from linkd.protocol.records import Record as Encoded
+from linkd.protocol.records import EncodedRecord as Encoded
 
 TURN_BYTES: Final = 1024 * 1024
 """So much goes in one turn of the loop, which 10^5 publishes at once must not hold.
@@ -199,7 +199,7 @@ LOCAL_DELAY: Final = 1.0
 GRACE_SECONDS: Final = 1.0
 """How much longer than the daemon a client waits before it reports the time-out itself."""
 
-DialAt = Callable[[Address, Settings, Session, Callable[[], None]], Awaitable[Wire]]
+DialAt = Callable[[Address, ConnectSettings, DaemonSession, Callable[[], None]], Awaitable[Wire]]
 """Opens one connection; the last argument is called after each piece of data from the daemon."""
 
 
@@ -224,11 +224,11 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
         loop: Loop,
         dial: DialAt,
         where: Address,
-        settings: Settings,
+        settings: ConnectSettings,
         status: StatusType,
         make_subscription: Callable[[RecordQueue], SubscriptionType],
     ) -> None:
-        self._session = Session(
+        self._session = DaemonSession(
             settings.producer or secrets.token_hex(16),
             settings.max_in_flight_bytes,
             secrets.token_hex(16) if settings.producer else "",
@@ -373,7 +373,7 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
         return offset
 
     def _start_publish(
-        self, promise: Any, channel: str, value: Any, options: PublishOptions, terms: Terms
+        self, promise: Any, channel: str, value: Any, options: PublishOptions, terms: PublishTerms
     ) -> None:
         """Encode one value and put it in flight."""
         body, content_type = encoded(self._settings.encode, value)
@@ -410,7 +410,13 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
         return under_way
 
     def _start_batch(
-        self, started: Any, outcome: Any, channel: str, count: int, records: bytes, terms: Terms
+        self,
+        started: Any,
+        outcome: Any,
+        channel: str,
+        count: int,
+        records: bytes,
+        terms: PublishTerms,
     ) -> None:
         """Put one batch in flight."""
         self._check_publish(channel, 0)
@@ -518,11 +524,11 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
         )
 
 
-def _terms(options: PublishOptions | PublishManyOptions) -> Terms:
+def _terms(options: PublishOptions | PublishManyOptions) -> PublishTerms:
     """Return the checked options of a publish."""
     if not options:  # nearly always: a publish costs microseconds
         return NO_TERMS
     ttl, wait = check_ttl(options.get("ttl")), options.get("wait")
     check_wait(wait, options.get("timeout", WAIT_SECONDS))
     id_: Any = options.get("id")
-    return Terms(ttl, (id_,) if id_ else (), wait or "")
+    return PublishTerms(ttl, (id_,) if id_ else (), wait or "")

@@ -12,8 +12,8 @@ import msgspec
 
 from linkd import __version__
 from linkd.client.errors import ClientError, Closed, NoDaemon, Refused, Replaced
-from linkd.client.options import REJECTED, Address, Key, Observable, Settings, State, Status
-from linkd.client.session import Session
+from linkd.client.options import REJECTED, Address, ConnectSettings, Key, Observable, State, Status
+from linkd.client.session import DaemonSession
 from linkd.client.websocket import WebSocket
 from linkd.errors import LinkdError
 from linkd.protocol.client import SUBPROTOCOL
@@ -74,7 +74,7 @@ class Loop(Protocol):
 MAX_DOUBLINGS: Final = 30
 
 
-class Backoff:
+class RetryDelays:
     """The delays between attempts.
 
     Args:
@@ -153,7 +153,7 @@ class Wire:
         self,
         where: Address,
         headers: dict[str, str],
-        session: Session,
+        session: DaemonSession,
         changed: Callable[[], None],
         loop: Loop,
     ) -> None:
@@ -279,8 +279,8 @@ class Reconnector:
         self,
         loop: Loop,
         dial: Dial,
-        settings: Settings,
-        session: Session,
+        settings: ConnectSettings,
+        session: DaemonSession,
         status: Observable[Status],
         max_delay: float,
     ) -> None:
@@ -291,7 +291,7 @@ class Reconnector:
         self._settings = settings
         self._session = session
         self._status = status
-        self._backoff = Backoff(settings.min_delay, settings.max_delay or max_delay)
+        self._backoff = RetryDelays(settings.min_delay, settings.max_delay or max_delay)
         self._wire: Wire | None = None
         self._cancel: Callable[[], Awaitable[object]] | None = None
         self._waiters: list[Awaitable[None]] = []

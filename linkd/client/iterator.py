@@ -12,7 +12,7 @@ import msgspec
 from linkd.client.connection import Loop
 from linkd.client.options import check_next
 from linkd.client.record import Record
-from linkd.client.session import Session
+from linkd.client.session import DaemonSession
 from linkd.client.subscription import SubscriptionState
 from linkd.errors import Gap, LinkdError
 
@@ -28,7 +28,11 @@ class RecordQueue:
     """
 
     def __init__(
-        self, loop: Loop, session: Session, reader: SubscriptionState, flush: Callable[[], None]
+        self,
+        loop: Loop,
+        session: DaemonSession,
+        reader: SubscriptionState,
+        flush: Callable[[], None],
     ) -> None:
         self.session = session
         self.reader = reader

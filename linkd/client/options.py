@@ -279,7 +279,7 @@ class ConnectOptions(TypedDict, total=False):
     on_error: Callable[[Exception], object]
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class ConnectSettings(msgspec.Struct, frozen=True, kw_only=True):
     """ConnectOptions with their defaults."""
 
     key: Any = None

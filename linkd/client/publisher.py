@@ -33,7 +33,7 @@ _ERRORS: Final[dict[str, Callable[[str], LinkdError]]] = {
 }
 
 
-class Terms(msgspec.Struct, frozen=True):
+class PublishTerms(msgspec.Struct, frozen=True):
     """The options of a publish: time to live, ids for deduplication, a peer to wait for."""
 
     ttl: float | None = None
@@ -41,7 +41,7 @@ class Terms(msgspec.Struct, frozen=True):
     wait: str = ""
 
 
-NO_TERMS: Final = Terms()
+NO_TERMS: Final = PublishTerms()
 
 
 class _Publish(msgspec.Struct, gc=False):
@@ -85,7 +85,7 @@ class InFlightPublishes:
         count: int,
         records: bytes,
         settled: Settled,
-        terms: Terms = NO_TERMS,
+        terms: PublishTerms = NO_TERMS,
     ) -> None:
         """Encode one publish and queue it."""
         number = self._sequence + 1
@@ -186,7 +186,7 @@ class InFlightPublishes:
 class _Gathered(msgspec.Struct):
     """Single records with the same channel and options that will become one publish."""
 
-    terms: Terms
+    terms: PublishTerms
     records: list[bytes]
     settled: list[Callable[[int | LinkdError], None]]
     bytes: int = 0
@@ -203,7 +203,7 @@ class Batcher:
         self,
         channel: str,
         record: bytes,
-        terms: Terms,
+        terms: PublishTerms,
         settled: Callable[[int | LinkdError], None],
     ) -> bool:
         """Add one encoded record; `settled` gets its offset, or the error.

@@ -18,7 +18,7 @@ from linkd.protocol.records import (
     headers_bytes,
     read_records,
 )
-from linkd.protocol.records import Record as Encoded
+from linkd.protocol.records import EncodedRecord as Encoded
 
 TEXT: Final = "text/plain; charset=utf-8"
 

@@ -44,7 +44,7 @@ class _PendingWait(msgspec.Struct):
     late: bool = False
 
 
-class Session:
+class DaemonSession:
     """The state that outlives connections.
 
     Attributes:
@@ -98,7 +98,7 @@ class Session:
             client.WaitResult: self._waited,
             client.Failed: self._failed,
             client.DeliverVolatile: to_reader(SubscriptionState.deliver_volatile),
-            client.Acked: to_reader(SubscriptionState.acked),
+            client.ConsumerAcked: to_reader(SubscriptionState.acked),
             client.AckFailed: to_reader(SubscriptionState.ack_failed),
             client.Subscribed: to_reader(SubscriptionState.begun),
             client.SubscriptionGap: to_reader(SubscriptionState.gap),

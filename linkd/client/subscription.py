@@ -12,9 +12,9 @@ from linkd.client.errors import ClientError, Refused, Replaced
 from linkd.client.record import RecordContext, unpack
 from linkd.errors import Gap, LinkdError
 from linkd.protocol.client import (
-    Ack,
-    Acked,
     AckFailed,
+    ConsumerAck,
+    ConsumerAcked,
     Credit,
     Deliver,
     DeliverVolatile,
@@ -162,7 +162,7 @@ class SubscriptionState:
             self._owed_credit = 0
         if self._ack_wanted > self._ack_sent:
             self._ack_sent = self._ack_wanted
-            frames.append(Ack(self.id, self._ack_wanted))
+            frames.append(ConsumerAck(self.id, self._ack_wanted))
         return frames
 
     def begun(self, frame: Subscribed) -> None:
@@ -213,7 +213,7 @@ class SubscriptionState:
         if self.next is not None:
             self.next = max(self.next, frame.next)
 
-    def acked(self, frame: Acked) -> None:
+    def acked(self, frame: ConsumerAcked) -> None:
         """Settle the acks that are on disk."""
         self._acked = max(self._acked, frame.next)
         self._settle_acks(frame.next, None)

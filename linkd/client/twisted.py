@@ -30,16 +30,16 @@ from linkd.client.iterator import RecordIterator, RecordQueue
 from linkd.client.options import (
     Address,
     ConnectOptions,
+    ConnectSettings,
     Observable,
     PublishManyOptions,
     PublishOptions,
-    Settings,
     Status,
     Stored,
     address,
     plus,
 )
-from linkd.client.session import Session
+from linkd.client.session import DaemonSession
 from linkd.errors import LinkdError
 
 _log = Logger("linkd.client")
@@ -132,7 +132,11 @@ class Dialer:
         self._reactor = reactor
 
     async def dial(
-        self, where: Address, settings: Settings, session: Session, changed: Callable[[], None]
+        self,
+        where: Address,
+        settings: ConnectSettings,
+        session: DaemonSession,
+        changed: Callable[[], None],
     ) -> Wire:
         """Open one connection, up to the daemon's answer; raise NoDaemon or Refused."""
         seconds = settings.connect_timeout
@@ -158,7 +162,7 @@ class Dialer:
                 deadline.cancel()
         return wire
 
-    def _headers(self, settings: Settings, late: NoDaemon) -> Deferred[dict[str, str]]:
+    def _headers(self, settings: ConnectSettings, late: NoDaemon) -> Deferred[dict[str, str]]:
         """Return the headers that authenticate us; fail with `late` if `key` takes too long."""
 
         def timed_out(_: object, __: float) -> Failure:
@@ -167,7 +171,7 @@ class Dialer:
         getting = Deferred.fromCoroutine(bearer(settings.key, TwistedLoop.cancelled))
         return getting.addTimeout(settings.connect_timeout, self._reactor, timed_out)
 
-    def _endpoint(self, where: Address, settings: Settings) -> Any:
+    def _endpoint(self, where: Address, settings: ConnectSettings) -> Any:
         if where.socket:
             return UNIXClientEndpoint(self._reactor, where.socket)
         endpoint: Any = HostnameEndpoint(self._reactor, where.host, where.port)
@@ -217,7 +221,7 @@ def connect(
         ValueError: `where` is a URL of another kind.
         TypeError: An option is unknown.
     """
-    return Node(reactor, address(where), Settings(**options))
+    return Node(reactor, address(where), ConnectSettings(**options))
 
 
 class Subscription(RecordIterator):
@@ -237,7 +241,7 @@ class Subscription(RecordIterator):
 class Node(NodeBase[Observable[Status], Subscription]):
     """A client of one daemon, across reconnects."""
 
-    def __init__(self, reactor: Any, where: Address, settings: Settings) -> None:
+    def __init__(self, reactor: Any, where: Address, settings: ConnectSettings) -> None:
         self._reactor = reactor
         status = Observable(Status())
         loop, dial = TwistedLoop(reactor), Dialer(reactor).dial

@@ -1,7 +1,7 @@
 """The configuration: one typed table of settings, read from TOML files, checked before use."""
 
 from linkd.config.addresses import Url, is_loopback, parse_address, parse_url
-from linkd.config.loading import Unreadable, files, load
+from linkd.config.loading import UnreadableConfig, files, load
 from linkd.config.reload import Change, apply_live, changes
 from linkd.config.settings import (
     ApiKey,
@@ -30,7 +30,7 @@ __all__ = [
     "NodeSettings",
     "PeerSettings",
     "ReconnectSettings",
-    "Unreadable",
+    "UnreadableConfig",
     "Url",
     "apply_live",
     "changes",

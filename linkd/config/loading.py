@@ -27,7 +27,7 @@ _MOST_FILE_BYTES = 16 * 1024 * 1024
 _MARKS = {"UTF-8": codecs.BOM_UTF8, "UTF-16": codecs.BOM_UTF16_LE, "UTF-16 BE": codecs.BOM_UTF16_BE}
 
 
-class Unreadable(ConfigError, OSError):
+class UnreadableConfig(ConfigError, OSError):
     """A file of the configuration is not there, or this user may not read it."""
 
 
@@ -42,7 +42,8 @@ def files(path: Path | None = None, environment: Mapping[str, str] | None = None
         environment: Where `LINKD_CONFIG` is looked up; None: the process's.
 
     Raises:
-        Unreadable: `linkd.d` is there and can't be read: its peers must not be forgotten silently.
+        UnreadableConfig: `linkd.d` is there and can't be read: its peers must not be
+            forgotten silently.
         Unavailable: The same, for a reason that may pass.
     """
     environment = os.environ if environment is None else environment
@@ -63,9 +64,9 @@ def _counts(name: str) -> bool:
     return name.endswith(".toml") and not name.startswith(".")
 
 
-def _unreadable(path: Path, error: OSError) -> Unreadable | Unavailable:
+def _unreadable(path: Path, error: OSError) -> UnreadableConfig | Unavailable:
     """Return the error of a file or directory that can't be read."""
-    kind = Unavailable if is_passing(error) else Unreadable
+    kind = Unavailable if is_passing(error) else UnreadableConfig
     return kind(f"{path}: can't be read: {error.strerror}")
 
 
@@ -82,7 +83,7 @@ def load(paths: Sequence[Path] | None = None) -> Config:
 
     Raises:
         ConfigError: One line for each error: file, key, what was expected and got.
-        Unreadable: A file can't be read.
+        UnreadableConfig: A file can't be read.
         Unavailable: A file can't be read, for a reason that may pass.
     """
     chosen = list(files() if paths is None else paths)

@@ -47,7 +47,7 @@ class Opening(msgspec.Struct, frozen=True):
     """The attempt has a TCP connection; TLS and the handshake follow."""
 
 
-class AttemptFailed(msgspec.Struct, frozen=True):
+class FailedAttempt(msgspec.Struct, frozen=True):
     """The attempt has failed; the fields are those of `linkd.errors.AttemptFailed`."""
 
     kind: FailureKind
@@ -125,7 +125,7 @@ Input = (
     | Deadline
     | AttemptBegan
     | Opening
-    | AttemptFailed
+    | FailedAttempt
     | Greeted
     | Resumed
     | Acknowledged
@@ -436,7 +436,7 @@ class Link:
         """Note whether an attempt of ours is under way, even while a connection is alive."""
         if isinstance(input, AttemptBegan):
             self._attempting = True
-        elif isinstance(input, AttemptFailed) or (isinstance(input, Greeted) and input.dialed):
+        elif isinstance(input, FailedAttempt) or (isinstance(input, Greeted) and input.dialed):
             self._attempting = False
         elif isinstance(input, RetryNow) and self.state == "opening":
             self._retry = True
@@ -447,7 +447,7 @@ class Link:
             return "late"
         if isinstance(input, Greeted):
             return "greeted" if refusal is None else "refused"
-        if isinstance(input, AttemptFailed):
+        if isinstance(input, FailedAttempt):
             return "failed-rejected" if input.kind == "rejected" else "failed"
         if isinstance(input, Lost):
             return "lost-rejected" if input.reason in _REJECTING else "lost"
@@ -467,7 +467,7 @@ class Link:
         """Perform an input that changes the state, and enter the new state."""
         if isinstance(input, Greeted):
             self._adopt(input, new, now)
-        elif isinstance(input, AttemptFailed):
+        elif isinstance(input, FailedAttempt):
             self._failed(input, new, now)
         elif isinstance(input, Lost):
             self._lost(input, new, now)
@@ -571,7 +571,7 @@ class Link:
             return False
         return now - self._up_since >= self._backoff.stable_after
 
-    def _failed(self, input: AttemptFailed, state: LinkState, now: float) -> None:
+    def _failed(self, input: FailedAttempt, state: LinkState, now: float) -> None:
         self.attempt_reason, self.attempt_detail = input.reason, input.detail
         if self._backoff is not None:
             after = self._backoff.failed(input.kind, input.retry_after, input.return_spread)

@@ -16,7 +16,7 @@ import msgspec
 
 from linkd.core.inbound import Inbound, KnownEnds
 from linkd.core.outbound import Outbound
-from linkd.core.session_effects import Diverged, Effect, LogEvent, Rewind, SessionSettings
+from linkd.core.session_effects import Effect, EpochsDiverged, LogEvent, Rewind, SessionSettings
 from linkd.errors import RemoteProtocolError
 from linkd.protocol.peer import (
     Ack,
@@ -190,7 +190,7 @@ class Session:
         else:
             agreed = find_resume_point(ours.epochs, ours.next, mine)
             if agreed is None:
-                return [*effects, Diverged(_no_common_epoch(theirs.node, "this node's log"))]
+                return [*effects, EpochsDiverged(_no_common_epoch(theirs.node, "this node's log"))]
             start = agreed.next
             lost = lost_at_sender(mine, agreed)
             if lost:
@@ -205,7 +205,7 @@ class Session:
                 )
         received = self._resume_receiving(ours, theirs)
         if received is None:
-            return [*effects, Diverged(_no_common_epoch(theirs.node, "its log"))]
+            return [*effects, EpochsDiverged(_no_common_epoch(theirs.node, "its log"))]
         effects += received
         # A receiver that has nothing on disk yet sends 0; then our own note counts.
         committed = start if mine is None else min(start, mine.committed or greeting.acked)

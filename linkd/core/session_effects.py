@@ -131,7 +131,7 @@ class OffsetsLost(msgspec.Struct, frozen=True):
     inbound: bool
 
 
-class Diverged(msgspec.Struct, frozen=True):
+class EpochsDiverged(msgspec.Struct, frozen=True):
     """No common epoch: nothing is sent until an operator chooses where to resume."""
 
     detail: str
@@ -150,5 +150,5 @@ Effect = (
     | FalseOrigin
     | RecordsExpired
     | OffsetsLost
-    | Diverged
+    | EpochsDiverged
 )

@@ -41,7 +41,7 @@ _AUTHORITY_SECONDS: Final = 86_400.0
 _LEAF_BACK_SECONDS: Final = 600.0
 
 
-class Authority:
+class DrillAuthority:
     """An authority with a certificate of one day.
 
     Attributes:
@@ -705,7 +705,7 @@ class Testbed:
         listen = f'[listen]\naddress = "{self.network.hub.address}:{self.network.port}"\n'
         scheme, trust = "ws", "insecure = true\n"
         if self.setup.tls:
-            self._authority = Authority(self.directory)
+            self._authority = DrillAuthority(self.directory)
             certificate, key = self._authority.issue(self._dial.rpartition(":")[0], HOUR_SECONDS)
             listen += f'certificate = "{certificate}"\nkey = "{key}"\n'
             scheme, trust = "wss", f'ca = "{self._authority.file}"\n'

@@ -16,7 +16,7 @@ from linkd.errors import (
     LinkdError,
     SequenceUnproven,
 )
-from linkd.log.frame import CursorSet, EpochOpened, PendingFrame, Publish
+from linkd.log.frame import CursorSet, EpochOpened, PendingFrame, PublishPart
 from linkd.log.interface import Appended, OnDurable
 from linkd.log.origins import Undo
 from linkd.log.state import (
@@ -228,7 +228,7 @@ class CommitBuilder:
         self._group.outcomes.append((settled, error))
 
     def _put(
-        self, draft: NewRecords, count: int, records: bytes, publish: Publish | None = None
+        self, draft: NewRecords, count: int, records: bytes, publish: PublishPart | None = None
     ) -> None:
         """Give `count` of a draft's records their offsets and put them into the group."""
         state, group = self._state, self._group
@@ -336,7 +336,7 @@ class CommitBuilder:
         """
         first, runs = self._state.next, runs_of(records, count, MAX_BATCH_BYTES)
         for number, (run, piece) in enumerate(runs, 1):
-            self._put(draft, run, piece, Publish(first, count, number == len(runs)))
+            self._put(draft, run, piece, PublishPart(first, count, number == len(runs)))
 
     def _stored(self, item: ReceivedBatch, settled: OnDurable) -> None:
         """Put the new part of a received batch into the group; the cursor moves in any case.

@@ -40,7 +40,7 @@ from linkd.log.segment import Index, read_head, scan, scan_sealed, seal, segment
 from linkd.log.segment_set import Retention, SegmentRoller, SegmentSet
 from linkd.log.snapshot import Base, Sealed, Snapshots, remove_snapshots
 from linkd.log.state import Snapshot, State
-from linkd.log.writer import Failed, Idle, WriteJob, Writer, Written, why
+from linkd.log.writer import Idle, WriteFailed, WriteJob, Writer, Written, why
 from linkd.protocol.records import Batch
 
 Fetched = Callable[[list[Batch] | LinkdError], None]
@@ -432,13 +432,13 @@ class DiskLog(Log):
         state.forget_channels(ago(clock, settings.max_age))
         state.origins.fold(2 * settings.max_age)
 
-    def _report(self, outcome: Written | Failed | Idle) -> None:
+    def _report(self, outcome: Written | WriteFailed | Idle) -> None:
         """Take a report of the writer."""
         now = self._monotonic()
         if self._unreported:  # the opener of the log has read `notices` before a report can come
             heard, self._unreported = self._unreported, []
             self._reader.work(lambda: PendingLossReports(self._files, self._folder).forget(heard))
-        if not isinstance(outcome, Failed) and outcome.measured_at > self._deleted_at:
+        if not isinstance(outcome, WriteFailed) and outcome.measured_at > self._deleted_at:
             self._free_bytes = outcome.free_bytes
         if isinstance(outcome, Written):
             if outcome.seconds >= SLOW_SECONDS:
@@ -447,7 +447,7 @@ class DiskLog(Log):
             self._call(self.on_written, outcome.seconds)
             for job in outcome.jobs:
                 self._written(job)
-        elif isinstance(outcome, Failed):
+        elif isinstance(outcome, WriteFailed):
             self._roll_back(outcome)
         elif outcome.gone:
             self._missing()
@@ -495,7 +495,7 @@ class DiskLog(Log):
             self._measure()
         self._committed(job.group)
 
-    def _roll_back(self, outcome: Failed) -> None:
+    def _roll_back(self, outcome: WriteFailed) -> None:
         """Roll back all that is under way, and try again in a second.
 
         The era makes the writer skip jobs that were queued behind the one that failed: their

@@ -53,7 +53,7 @@ class EpochOpened(msgspec.Struct, array_like=True, frozen=True, gc=False):
     first: int
 
 
-class Publish(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class PublishPart(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A publish that is too large for one batch: first offset, count, whether this ends it."""
 
     first: int
@@ -76,7 +76,7 @@ class PendingFrame(msgspec.Struct, gc=False):
     batch: Batch | None
     change: CursorSet | EpochOpened | None = None
     has_ids: bool = False
-    publish: Publish | None = None
+    publish: PublishPart | None = None
     counts: tuple[int, ...] = ()
     owner: str = ""
 
@@ -97,7 +97,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     origin: Origin | None
     source: SourcePosition | None
     producer: Producer | None
-    publish: Publish | None = None
+    publish: PublishPart | None = None
     counts: tuple[int, ...] = ()
     after: int | None = None
     owner: str = ""

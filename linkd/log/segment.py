@@ -28,7 +28,7 @@ from linkd.log.frame import (
     Frame,
     FrameCandidate,
     Head,
-    Publish,
+    PublishPart,
     batch_of,
     candidate_at,
     change_of,
@@ -501,7 +501,7 @@ def fold_sealed(
         state.follow(end)
 
 
-def _whole(publish: Publish | None) -> tuple[int, int] | None:
+def _whole(publish: PublishPart | None) -> tuple[int, int] | None:
     """Return (first, count) of the publish that a frame is part of."""
     return None if publish is None else (publish.first, publish.count)
 

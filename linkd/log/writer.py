@@ -98,7 +98,7 @@ class Written(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Failed(msgspec.Struct, frozen=True):
+class WriteFailed(msgspec.Struct, frozen=True):
     """A job could not be written, nor what came behind it in its era.
 
     Args:
@@ -148,7 +148,7 @@ class Writer:
         folder: Path,
         seed: int,
         post: Post,
-        report: Callable[[Written | Failed | Idle], None],
+        report: Callable[[Written | WriteFailed | Idle], None],
     ) -> None:
         self._files = files
         self._folder = folder
@@ -233,7 +233,7 @@ class Writer:
         except OSError as error:
             self._bad_era = jobs[0].era
             usable = not self._gone and self._put_back()
-            self._post(partial(self._report, Failed(error, usable, self._gone)))
+            self._post(partial(self._report, WriteFailed(error, usable, self._gone)))
             return 0
         written_jobs = Written(jobs, self._free, self._measured_at, time.monotonic() - began)
         self._post(partial(self._report, written_jobs))

@@ -180,7 +180,7 @@ class LinkDriver:
     def failed(self, failure: AttemptFailed) -> None:
         """Note that the attempt has failed."""
         self._run(
-            links.AttemptFailed(
+            links.FailedAttempt(
                 failure.kind,
                 failure.reason,
                 failure.detail,
@@ -192,7 +192,7 @@ class LinkDriver:
     def turned_away(self, reason: Reason, detail: str) -> None:
         """Show in status, where the peer dials, that a connection under its name was refused."""
         if self.role == "listener":
-            self._run(links.AttemptFailed("rejected", reason, detail))
+            self._run(links.FailedAttempt("rejected", reason, detail))
 
     # -- called by the replicator -------------------------------------------------------------
 

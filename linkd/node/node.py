@@ -34,7 +34,7 @@ from linkd.node.replicator import Measure
 from linkd.node.subscriptions import Subscriptions
 from linkd.protocol import peer as wire
 from linkd.protocol.json import JSON
-from linkd.protocol.records import NewRecords, Record, encode_records
+from linkd.protocol.records import EncodedRecord, NewRecords, encode_records
 from linkd.status import (
     Availability,
     CertificateRole,
@@ -247,7 +247,7 @@ class Node:
 
     def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:
         """Send a presence message to the peers that get its channel, or to `peers` alone."""
-        records = encode_records((Record(body, "", "", JSON),))
+        records = encode_records((EncodedRecord(body, "", "", JSON),))
         draft = NewRecords(channel, 1, records, wall())
         self.dispatcher.volatile(self._volatile.make(draft, presence=True), None, peers)
 

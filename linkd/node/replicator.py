@@ -206,7 +206,7 @@ class Replicator:
             sessions.FalseOrigin: self._false_origin,
             sessions.RecordsExpired: self._expired,
             sessions.OffsetsLost: self._gone,
-            sessions.Diverged: self._diverged,
+            sessions.EpochsDiverged: self._diverged,
         }
         self.recount()
 
@@ -231,7 +231,7 @@ class Replicator:
         self._begun = self.session.greeted(greeting, now)
         if (outbound.acked, outbound.wants, outbound.relays) != before:
             self.recount()
-        return not any(isinstance(effect, sessions.Diverged) for effect in self._begun)
+        return not any(isinstance(effect, sessions.EpochsDiverged) for effect in self._begun)
 
     def wait_for_hello(self, connection: Connection) -> None:
         """Start on a new connection whose first hellos are out of date already."""
@@ -730,7 +730,7 @@ class Replicator:
             detail=detail,
         )
 
-    def _diverged(self, effect: sessions.Diverged) -> None:
+    def _diverged(self, effect: sessions.EpochsDiverged) -> None:
         self._link.diverged(effect.detail)
 
 

@@ -160,7 +160,7 @@ class Issued(msgspec.Struct, frozen=True, omit_defaults=True):
     pem: str | None = None
 
 
-class State(msgspec.Struct, frozen=True):
+class IssuedState(msgspec.Struct, frozen=True):
     """The content of `issued.json`; `hosts` are those of the hub's own certificate.
 
     Immutable: a new state is written first, and only then replaces the old one in memory.
@@ -174,7 +174,7 @@ class State(msgspec.Struct, frozen=True):
         """Return the serials that the listener must refuse."""
         return frozenset(int(each.serial, 16) for each in self.certificates if each.revoked)
 
-    def with_listed(self, path: Path) -> State:
+    def with_listed(self, path: Path) -> IssuedState:
         """Return the state with all revocations of the list in `path`.
 
         If `issued.json` was lost, or restored from an older copy, the list still has them.
@@ -202,7 +202,7 @@ class State(msgspec.Struct, frozen=True):
         )
         return msgspec.structs.replace(self, certificates=known + lost)
 
-    def with_issued(self, entry: Issued, now: float) -> State:
+    def with_issued(self, entry: Issued, now: float) -> IssuedState:
         """Return the state with one more certificate, without the ones of its name that are over.
 
         The one that it renews stays: the peer uses it until the answer arrives. A revoked one stays
@@ -219,7 +219,7 @@ class State(msgspec.Struct, frozen=True):
         )
         return msgspec.structs.replace(self, certificates=(*kept, entry))
 
-    def with_revoked(self, name: str, now: float, but: str | None = None) -> State:
+    def with_revoked(self, name: str, now: float, but: str | None = None) -> IssuedState:
         """Return the state with all certificates of `name` revoked, except serial `but`."""
         certificates = tuple(
             msgspec.structs.replace(each, revoked=now)
@@ -230,7 +230,7 @@ class State(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, certificates=certificates)
 
 
-def load_state(directory: Path) -> State:
+def load_state(directory: Path) -> IssuedState:
     """Return the state on disk.
 
     Raises:
@@ -239,9 +239,9 @@ def load_state(directory: Path) -> State:
     """
     path = directory / FILE
     if not path.exists():
-        return State(_VERSION, ())
+        return IssuedState(_VERSION, ())
     try:
-        state = msgspec.json.decode(path.read_bytes(), type=State)
+        state = msgspec.json.decode(path.read_bytes(), type=IssuedState)
     except OSError as error:
         raise unusable(f"{path}: cannot read what was issued", error) from None
     except msgspec.DecodeError as error:
@@ -251,7 +251,7 @@ def load_state(directory: Path) -> State:
     return state
 
 
-def write_state(directory: Path, state: State) -> None:
+def write_state(directory: Path, state: IssuedState) -> None:
     """Write the state; raise OSError if that fails, and the previous file stays."""
     write_atomically(directory / FILE, msgspec.json.encode(state), 0o600)
 
@@ -454,7 +454,7 @@ class Authority:
         known = self._state.certificates
         return [each for each in known if each.name == name and each.expires > now]
 
-    def _apply(self, state: State) -> None:
+    def _apply(self, state: IssuedState) -> None:
         """Write a state, and only then apply it; nothing is written if nothing changed.
 
         Raises:

@@ -135,10 +135,11 @@ class Credit(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
     bytes: Natural
 
 
-class Ack(msgspec.Struct, array_like=True, frozen=True, tag=7, gc=False):
+class ConsumerAck(msgspec.Struct, array_like=True, frozen=True, tag=7, gc=False):
     """The consumer is done with all below `next`.
 
-    Answered with `Acked` once that is on disk, or with `AckFailed`; it never ends the subscription.
+    Answered with `ConsumerAcked` once that is on disk, or with `AckFailed`; it never ends the
+    subscription.
     """
 
     id: Natural
@@ -283,7 +284,7 @@ class SubscriptionGap(msgspec.Struct, array_like=True, frozen=True, tag=40):
     next: Natural
 
 
-class Acked(msgspec.Struct, array_like=True, frozen=True, tag=41, gc=False):
+class ConsumerAcked(msgspec.Struct, array_like=True, frozen=True, tag=41, gc=False):
     """The consumer's cursor is on disk; everything below `next` will not come again."""
 
     id: Natural
@@ -329,7 +330,7 @@ class Position(msgspec.Struct, array_like=True, frozen=True, tag=46):
     next: Natural
 
 
-FromClient = Open | Publish | Wait | Subscribe | Unsubscribe | Credit | Ack | WatchStatus
+FromClient = Open | Publish | Wait | Subscribe | Unsubscribe | Credit | ConsumerAck | WatchStatus
 FromDaemon = (
     Opened
     | Published
@@ -340,7 +341,7 @@ FromDaemon = (
     | Deliver
     | DeliverVolatile
     | SubscriptionGap
-    | Acked
+    | ConsumerAcked
     | Ended
     | StatusChanged
     | Failed

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from linkd.protocol.records import Record, Unreadable
+from linkd.protocol.records import EncodedRecord, Unreadable
 
 JSON = "application/json"
 
@@ -103,14 +103,14 @@ def render_body(body: bytes, content_type: str) -> tuple[str, Any]:
         return "base64", base64.b64encode(body).decode()
 
 
-def body_of(record: Record) -> tuple[str, Any]:
+def body_of(record: EncodedRecord) -> tuple[str, Any]:
     """Return under which key a record's body is shown, and its JSON value."""
     if isinstance(record, Unreadable):
         return "base64", base64.b64encode(record.body).decode()
     return render_body(record.body, record.content_type)
 
 
-def extras_of(record: Record) -> dict[str, Any]:
+def extras_of(record: EncodedRecord) -> dict[str, Any]:
     """Return what only some records show: `headers`, and `unreadable` where nothing else is known.
 
     The base64 of an unreadable record is its whole encoding.

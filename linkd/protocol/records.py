@@ -47,7 +47,9 @@ Headers = Annotated[
 ]
 
 
-class Record(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+class EncodedRecord(
+    msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
+):
     """A message in a batch: a msgpack array `[body, type, id, content_type, headers]`.
 
     Items at the end may be left out.
@@ -67,7 +69,7 @@ class Record(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unkn
     headers: Headers | None = None
 
 
-class Unreadable(Record, frozen=True):
+class Unreadable(EncodedRecord, frozen=True):
     """The place of a record that this version can't read: `body` is its whole encoding."""
 
 
@@ -222,7 +224,7 @@ _Scalar = bool | int | float | str | None
 _Shallow = _Scalar | list[_Scalar] | dict[str, _Scalar]
 
 
-class _LaterRecord(Record, frozen=True):
+class _LaterRecord(EncodedRecord, frozen=True):
     """A record of a later version: up to three more items, flat ones and no bytes."""
 
     more_1: _Shallow = None
@@ -255,7 +257,7 @@ _MOST_COLUMNS = 64
 """With fewer records, or more bytes beside the body, comparing columns does not pay."""
 
 _encoder = msgspec.msgpack.Encoder()
-_records = msgspec.msgpack.Decoder(list[Record])
+_records = msgspec.msgpack.Decoder(list[EncodedRecord])
 _later_records = msgspec.msgpack.Decoder(list[_LaterRecord])
 _view = msgspec.msgpack.Decoder(_View)
 _views = msgspec.msgpack.Decoder(list[_View])
@@ -265,13 +267,13 @@ _passed = msgspec.msgpack.Decoder(_Passed)
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def encode_records(records: Iterable[Record]) -> bytes:
+def encode_records(records: Iterable[EncodedRecord]) -> bytes:
     """Return the encodings of `records`, side by side."""
     encode = _encoder.encode
     return b"".join([encode(record) for record in records])
 
 
-def decode_records(records: bytes, count: int) -> Sequence[Record]:
+def decode_records(records: bytes, count: int) -> Sequence[EncodedRecord]:
     """Return the records of a batch.
 
     The form is fixed and flat, so the answer does not depend on the depth of the stack.
@@ -288,10 +290,12 @@ def decode_records(records: bytes, count: int) -> Sequence[Record]:
             later = _later_records.decode(encoded)
         except _MALFORMED as error:
             raise BadRecord(f"expected {count} encoded records: {error}") from None
-    return [Record(one.body, one.type, one.id, one.content_type, one.headers) for one in later]
+    return [
+        EncodedRecord(one.body, one.type, one.id, one.content_type, one.headers) for one in later
+    ]
 
 
-def read_records(records: bytes, count: int) -> Sequence[Record]:
+def read_records(records: bytes, count: int) -> Sequence[EncodedRecord]:
     """Return the records of a batch; in the place of one that is malformed, an `Unreadable`.
 
     It never raises: what is stored reaches every reader.
@@ -307,7 +311,7 @@ def read_records(records: bytes, count: int) -> Sequence[Record]:
     return [_read_one(bytes(raw)) for raw in raws]
 
 
-def _read_one(encoded: bytes) -> Record:
+def _read_one(encoded: bytes) -> EncodedRecord:
     try:
         return decode_records(encoded, 1)[0]
     except BadRecord:
@@ -323,7 +327,7 @@ def check_records(records: bytes, count: int, max_body_bytes: int) -> None:
     """
     if _are_alike(records, count) and len(records) <= max_body_bytes * count:
         return
-    found: Sequence[_View | Record] = (
+    found: Sequence[_View | EncodedRecord] = (
         _views_of(records, count)
         if len(records) > _VIEW_BYTES * count
         else decode_records(records, count)
@@ -334,7 +338,7 @@ def check_records(records: bytes, count: int, max_body_bytes: int) -> None:
         )
 
 
-def _views_of(records: bytes, count: int) -> Sequence[_View | Record]:
+def _views_of(records: bytes, count: int) -> Sequence[_View | EncodedRecord]:
     """Return the records of a batch, bodies not copied; raise BadRecord as `decode_records`."""
     _check_count(count, records)
     try:

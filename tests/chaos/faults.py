@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from linkd.drill.testbed import Authority, SteppedClock
+from linkd.drill.testbed import DrillAuthority, SteppedClock
 from tests.chaos.links import Links
 from tests.chaos.traffic import Audit
 from tests.support.daemon import Daemon
@@ -69,7 +69,7 @@ class Scene:
     small: tuple[Daemon, LabHost]
     links: Links
     strangers: LabHost
-    authority: Authority | None = None
+    authority: DrillAuthority | None = None
 
     def daemons(self) -> list[Daemon]:
         """Return all daemons, the hub first."""

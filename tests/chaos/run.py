@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-from linkd.drill.testbed import Authority, SteppedClock, faketime
+from linkd.drill.testbed import DrillAuthority, SteppedClock, faketime
 from tests.chaos.acts import Act, Plan, script
 from tests.chaos.checker import Held, judge, read_held, uncounted
 from tests.chaos.crowds import route_strangers
@@ -59,7 +59,7 @@ class Campaign(Stage):
         """Build the topology and start all daemons."""
         names = [f"edge-{number + 1}" for number in range(self.plan.edges)]
         hosts = {name: lab.host(name) for name in ("hub", *names)}
-        authority = Authority(folder) if self.plan.flavour == "tls" else None
+        authority = DrillAuthority(folder) if self.plan.flavour == "tls" else None
         self._clocks = self._make_clocks(folder, list(hosts))
         daemons = {name: self._daemon(name, hosts[name]) for name in hosts}
         links = self._links(daemons, hosts, authority)
@@ -94,7 +94,10 @@ class Campaign(Stage):
         self._stack.callback(self.sampler.end)
 
     def _links(
-        self, daemons: dict[str, Daemon], hosts: dict[str, LabHost], authority: Authority | None
+        self,
+        daemons: dict[str, Daemon],
+        hosts: dict[str, LabHost],
+        authority: DrillAuthority | None,
     ) -> Links:
         """Return what makes the configurations, and make them."""
         names = [name for name in daemons if name != "hub"]

@@ -13,7 +13,7 @@ from websockets.sync.client import ClientConnection, unix_connect
 from websockets.typing import Subprotocol
 
 from linkd.protocol import client
-from linkd.protocol.records import Record, encode_records
+from linkd.protocol.records import EncodedRecord, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon
@@ -139,7 +139,7 @@ class Crowd:
 
     def run(self, count: int) -> None:
         """Publish so many, or until one is refused; return once all are answered, or 3 s later."""
-        one = encode_records([Record(b"x")])
+        one = encode_records([EncodedRecord(b"x")])
         where = str(self._daemon.socket), "ws://localhost/v1/stream"
         with (
             unix_connect(

@@ -23,7 +23,7 @@ from websockets.sync.client import connect, unix_connect
 from linkd.api.routes import ROUTES
 from linkd.api.text_frames import Kind
 from linkd.protocol import client as stream
-from linkd.protocol.records import Record, encode_records
+from linkd.protocol.records import EncodedRecord, encode_records
 from tests.support import figures
 from tests.support.pairs import Pair, memory
 from tests.support.queueing import spent
@@ -35,8 +35,8 @@ GROWN_BYTES = 300 << 20
 CONNECTIONS = 32
 PIPELINED = 200
 
-ONE = encode_records([Record(b"x")])
-MEGABYTE = encode_records([Record(b"x" * 900_000)])
+ONE = encode_records([EncodedRecord(b"x")])
+MEGABYTE = encode_records([EncodedRecord(b"x" * 900_000)])
 DEEP = ".*" * 14
 LONG = "a" * 255
 TINY = 60_000
@@ -78,10 +78,10 @@ FRAMES: dict[FromClient, Callable[[], list[list[stream.FromClient]]]] = {
     stream.Credit: lambda: [
         [stream.Subscribe(1, (">",), "earliest", "", 1), *[stream.Credit(1, 2**62)] * 65_000]
     ],
-    stream.Ack: lambda: [
+    stream.ConsumerAck: lambda: [
         [
             stream.Subscribe(1, (">",), "earliest", "full-size", 1),
-            *[stream.Ack(1, number) for number in range(65_000)],
+            *[stream.ConsumerAck(1, number) for number in range(65_000)],
         ]
     ],
     stream.WatchStatus: lambda: [
@@ -173,7 +173,7 @@ def pair() -> Iterator[Pair]:
             client.send(
                 stream.encode([stream.Publish(n + 1, "big", 1, MEGABYTE) for n in range(18)])
             )
-            some = encode_records([Record(b"x" * 20)] * 1000)
+            some = encode_records([EncodedRecord(b"x" * 20)] * 1000)
             client.send(
                 stream.encode([stream.Publish(n + 50, "small", 1000, some) for n in range(20)])
             )

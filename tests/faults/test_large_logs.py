@@ -14,7 +14,7 @@ import pytest
 
 from linkd.config import LogSettings
 from linkd.log import open_log
-from linkd.protocol.records import NewRecords, Record, encode_records
+from linkd.protocol.records import EncodedRecord, NewRecords, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon
@@ -31,12 +31,12 @@ def fill(daemon: Daemon, records: int, size: int) -> int:
     state = daemon.directory / "state"
     log = open_log(LogSettings(), state, daemon.name, calls.put)
     each = BATCH_BYTES // (size + 10)
-    encoded = encode_records([Record(b"x" * size)] * each)
+    encoded = encode_records([EncodedRecord(b"x" * size)] * each)
     outcomes: list[object] = []
     sent = 0
     while sent < records:
         count = min(each, records - sent)
-        batch = encoded if count == each else encode_records([Record(b"x" * size)] * count)
+        batch = encoded if count == each else encode_records([EncodedRecord(b"x" * size)] * count)
         log.append(NewRecords("orders", count, batch, time.time()), outcomes.append)
         sent += count
         while sent // each - len(outcomes) > 200:

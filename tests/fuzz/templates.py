@@ -6,9 +6,9 @@ from functools import cache
 
 from linkd.protocol import client, peer
 from linkd.protocol.client import join
-from linkd.protocol.records import Origin, Record, encode_records
+from linkd.protocol.records import EncodedRecord, Origin, encode_records
 
-_RECORDS = encode_records([Record(b"a", "made", "i", "text/plain"), Record(b"")])
+_RECORDS = encode_records([EncodedRecord(b"a", "made", "i", "text/plain"), EncodedRecord(b"")])
 
 
 @cache
@@ -35,7 +35,7 @@ def streams() -> tuple[bytes, ...]:
     kinds = (
         client.Open(1, "p", "s"), client.Publish(1, "orders", 2, _RECORDS, 1.0, ("i", "")),
         client.Wait(1, "hub", "orders", 5, 1.0), client.Subscribe(1, (">",), "earliest", "c", 500),
-        client.Unsubscribe(1), client.Credit(1, 5), client.Ack(1, 5), client.WatchStatus(),
+        client.Unsubscribe(1), client.Credit(1, 5), client.ConsumerAck(1, 5), client.WatchStatus(),
         client.Opened(1, "n", "s", "l", 1, 2, 3), client.Ended(1, "stopped"),
         client.Deliver(1, 1, "orders", 2, _RECORDS, 1.0, "a", 1), client.SubscriptionGap(1, 2, 3),
     )  # fmt: skip

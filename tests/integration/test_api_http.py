@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import pytest_twisted
 
-from linkd.protocol.records import NewRecords, Record, encode_records
+from linkd.protocol.records import EncodedRecord, NewRecords, encode_records
 from linkd.status import Outage
 from tests.support.api_calls import Served, pause, thread, until
 from tests.support.fake_node import KEY, SHOP_KEY
@@ -31,7 +31,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 def put(served: Served, channel: str, *bodies: bytes) -> None:
     """Store messages."""
-    records = [Record(body, "", "", "application/json") for body in bodies]
+    records = [EncodedRecord(body, "", "", "application/json") for body in bodies]
     draft = NewRecords(channel, len(records), encode_records(records), 1_790_000_000.25)
     served.node.log.append(draft, lambda _: None)
 

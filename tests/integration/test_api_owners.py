@@ -26,7 +26,7 @@ from linkd.api.text_frames import Kind
 from linkd.config import ApiKey
 from linkd.log.interface import UNOWNED, Appended, Consumer
 from linkd.protocol import client
-from linkd.protocol.records import NewRecords, Producer, Record, encode_records
+from linkd.protocol.records import EncodedRecord, NewRecords, Producer, encode_records
 from linkd.status import Event
 from tests.support.api_calls import Served, pause, thread
 from tests.support.fake_node import KEY, SHOP_KEY, make_config
@@ -107,7 +107,7 @@ HTTP: dict[str, list[Ask]] = {
 }
 
 Names = dict[str, str]
-RECORD = encode_records((Record(b"x", "", "i"),))
+RECORD = encode_records((EncodedRecord(b"x", "", "i"),))
 
 FRAMES: dict[type, list[Callable[[Names], list[Any]]]] = {
     client.Open: [
@@ -127,7 +127,7 @@ FRAMES: dict[type, list[Callable[[Names], list[Any]]]] = {
         lambda n: [
             client.Open(client.VERSION),
             client.Publish(
-                1, "chat", 1, encode_records((Record(b"x", "", n["id"]),)), None, (n["id"],)
+                1, "chat", 1, encode_records((EncodedRecord(b"x", "", n["id"]),)), None, (n["id"],)
             ),
         ],
     ],
@@ -154,15 +154,15 @@ FRAMES: dict[type, list[Callable[[Names], list[Any]]]] = {
         ]
     ],
     client.Credit: [
-        lambda _: [client.Open(client.VERSION), client.Credit(1, 99), client.Ack(1, 99)]
+        lambda _: [client.Open(client.VERSION), client.Credit(1, 99), client.ConsumerAck(1, 99)]
     ],
-    client.Ack: [
+    client.ConsumerAck: [
         lambda n: [
             client.Open(client.VERSION),
             client.Subscribe(1, ("chat",), "latest", n["consumer"], 10),
-            client.Ack(1, 2**62),
+            client.ConsumerAck(1, 2**62),
         ],
-        lambda _: [client.Open(client.VERSION), client.Ack(1, 2**62)],
+        lambda _: [client.Open(client.VERSION), client.ConsumerAck(1, 2**62)],
     ],
     client.WatchStatus: [lambda _: [client.Open(client.VERSION), client.WatchStatus()]],
 }
@@ -197,7 +197,7 @@ class Lab:
         self.served = Served(folder, keys=(*config.api.keys, mallory))
         node = self.node = self.served.node
         self.settled: list[Any] = []
-        record = encode_records((Record(b"secret", "", MINE["id"]),))
+        record = encode_records((EncodedRecord(b"secret", "", MINE["id"]),))
         for sequence, ids in ((1, ()), (2, ()), (3, (MINE["id"],))):
             producer = Producer(MINE["producer"], sequence, "shop")
             draft = NewRecords("orders", 1, record, 1.0, None, ids, producer, (), "shop")

@@ -25,15 +25,15 @@ from linkd.protocol import client as stream
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import (
     BATCH_OVERHEAD_BYTES,
+    EncodedRecord,
     NewRecords,
-    Record,
     decode_records,
     encode_records,
 )
 from tests.support.api_calls import Served, thread, until
 from tests.support.fake_node import KEY, SHOP_KEY
 
-ONE = encode_records([Record(b"x" * 100)])
+ONE = encode_records([EncodedRecord(b"x" * 100)])
 
 
 @pytest_twisted.async_yield_fixture  # type: ignore[misc]
@@ -45,7 +45,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 def put(served: Served, channel: str, *bodies: bytes) -> None:
     """Store messages."""
-    records = [Record(body, "", "", "application/json") for body in bodies]
+    records = [EncodedRecord(body, "", "", "application/json") for body in bodies]
     draft = NewRecords(channel, len(records), encode_records(records), 1_790_000_000.25)
     served.node.log.append(draft, lambda _: None)
 
@@ -776,7 +776,7 @@ async def test_after_log_full_a_producer_opens_again(served: Served) -> None:
 @pytest_twisted.ensureDeferred
 async def test_repeats_are_answered_before_any_refusal(served: Served) -> None:
     """Their publisher would take a refusal for "nothing is stored", and publish them again."""
-    ids = encode_records([Record(b"x", "", "i-1")])
+    ids = encode_records([EncodedRecord(b"x", "", "i-1")])
     publishes = (
         stream.Publish(1, "orders", 1, ONE),
         stream.Publish(2, "orders", 1, ids, None, ("i-1",)),
@@ -963,7 +963,7 @@ async def test_a_run_of_many_is_bounded_as_each_of_them(served: Served) -> None:
 async def test_one_publish_alone_is_always_taken(served: Served) -> None:
     limits = msgspec.structs.replace(served.node.config.limits, publish_pending_bytes=65_536)
     served.node.config = msgspec.structs.replace(served.node.config, limits=limits)
-    large = encode_records([Record(bytes(900_000))])
+    large = encode_records([EncodedRecord(bytes(900_000))])
 
     def run(client: Stream) -> None:
         client.say(stream.Publish(1, "orders", 1, large))
@@ -995,8 +995,8 @@ async def test_what_comes_while_the_node_stops_is_unavailable_and_not_refused(
 
 @pytest_twisted.ensureDeferred
 async def test_malformed_publishes_are_refused_alone(served: Served) -> None:
-    big = encode_records([Record(b"x" * 1_060_000)])
-    ids = encode_records([Record(b"x", "", "i-1")])
+    big = encode_records([EncodedRecord(b"x" * 1_060_000)])
+    ids = encode_records([EncodedRecord(b"x", "", "i-1")])
 
     def run(client: Stream) -> list[Any]:
         client.say(
@@ -1076,8 +1076,8 @@ async def test_consumers_acks_and_takeover(served: Served) -> None:
         with streaming(served) as one:
             one.say(wanted)
             assert one.hear(stream.Deliver).offset == 1
-            one.say(stream.Ack(1, 2))
-            assert one.hear(stream.Acked) == stream.Acked(1, 2)
+            one.say(stream.ConsumerAck(1, 2))
+            assert one.hear(stream.ConsumerAcked) == stream.ConsumerAcked(1, 2)
             with streaming(served) as two:
                 two.say(wanted)
                 assert two.hear(stream.Deliver).offset == 2
@@ -1225,7 +1225,7 @@ async def test_a_client_gets_only_frames_of_the_version_that_it_speaks(
             client.hear(stream.Subscribed)
             client.say(stream.Publish(1, "orders", 1, ONE))
             client.hear(stream.Published)
-            client.say(stream.Ack(9, 1))
+            client.say(stream.ConsumerAck(9, 1))
             time.sleep(0.3)
             client.say(stream.Unsubscribe(1))
             heard: list[type] = []

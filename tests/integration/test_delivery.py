@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from linkd.config import ChannelSettings, LogSettings
 from linkd.errors import LogFull
 from linkd.log.interface import Appended
-from linkd.protocol.records import NewRecords, Record, encode_records
+from linkd.protocol.records import EncodedRecord, NewRecords, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.fake_net import Kept
@@ -23,7 +23,7 @@ from tests.support.real_nodes import RealNode, peer, until
 
 def publish(node: RealNode, channel: str, *bodies: bytes, **rest: object) -> list[object]:
     outcomes: list[object] = []
-    records = encode_records([Record(body) for body in bodies])
+    records = encode_records([EncodedRecord(body) for body in bodies])
     node.node.publish(
         NewRecords(channel, len(bodies), records, time.time(), **rest), outcomes.append
     )
@@ -66,7 +66,7 @@ async def test_the_backlog_of_an_outage_drains_at_speed_and_nothing_waits_behind
         await hub.deafen("edge")
         await until(lambda: edge.node.links.summary()[0] == 0)
         outcomes: list[object] = []
-        records = encode_records([Record(b"x" * 100)] * 100)
+        records = encode_records([EncodedRecord(b"x" * 100)] * 100)
         for _ in range(count // 100):
             edge.node.publish(NewRecords("orders", 100, records, 0.0), outcomes.append)
         await until(lambda: len(outcomes) == count // 100, 60.0)
@@ -118,7 +118,7 @@ async def test_bodies_from_nothing_to_sixteen_mebibytes(tmp_path: Path) -> None:
 @pytest_twisted.ensureDeferred
 async def test_an_id_stores_once_also_across_a_restart(tmp_path: Path) -> None:
     hub, edge = pair(tmp_path)
-    records = encode_records([Record(b"one", "", "id-1")])
+    records = encode_records([EncodedRecord(b"one", "", "id-1")])
     draft = NewRecords("orders", 1, records, 0.0, None, ("id-1",))
     try:
         first: list[object] = []

@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 from linkd.config import LogSettings
 from linkd.errors import LogFull
 from linkd.log.interface import Appended
-from linkd.protocol.records import NewRecords, Record, encode_records
+from linkd.protocol.records import EncodedRecord, NewRecords, encode_records
 from tests.support import figures
 from tests.support.fake_net import Kept
 from tests.support.real_nodes import RealNode, peer, until
@@ -25,7 +25,7 @@ async def publish(node: RealNode, number: int) -> object:
     """Publish one record; return what came of it."""
     settled: Deferred[object] = Deferred()
     body = b"%06d" % number + bytes(SIZE)
-    draft = NewRecords("orders", 1, encode_records([Record(body)]), 0.0)
+    draft = NewRecords("orders", 1, encode_records([EncodedRecord(body)]), 0.0)
     node.node.publish(draft, settled.callback)
     return await settled.addTimeout(10.0, reactor)
 

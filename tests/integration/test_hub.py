@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest_twisted
 
-from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
+from linkd.protocol.records import Batch, EncodedRecord, NewRecords, decode_records, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.real_nodes import RealNode, peer, until
@@ -84,7 +84,7 @@ async def test_each_peer_gets_exactly_its_own(tmp_path: Path) -> None:
         await until(lambda: all(n.node.links.summary()[1] == [] for n in nodes))
         settled: list[object] = []
         for start in range(0, EACH, BATCH):
-            bodies = [Record(b"%d" % number) for number in range(start, start + BATCH)]
+            bodies = [EncodedRecord(b"%d" % number) for number in range(start, start + BATCH)]
             records = encode_records(bodies)
             for channel in range(CHANNELS):
                 source.node.publish(

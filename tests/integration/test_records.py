@@ -20,7 +20,13 @@ from websockets.typing import Subprotocol
 
 import linkd.client
 from linkd.protocol import client as stream
-from linkd.protocol.records import MAX_BATCH_BYTES, NewRecords, Record, encode_records, read_records
+from linkd.protocol.records import (
+    MAX_BATCH_BYTES,
+    EncodedRecord,
+    NewRecords,
+    encode_records,
+    read_records,
+)
 from tests.support.daemon import Daemon
 from tests.support.duo import Duo, run, until
 from tests.support.logs import SegmentBench, append
@@ -30,14 +36,14 @@ from tests.support.unix_http import UnixConnection
 WORD = "é" * 255
 HEADERS = {f"x-{number}": WORD for number in range(16)}
 ACCEPTED = [
-    Record(b""),
-    Record(b"plain", headers={"trace-id": "7", "empty": ""}),
-    Record(b"{bad json", WORD, "", "application/json", HEADERS),
-    Record(b"[" * 900 + b"]" * 900, "", "", "application/json"),
-    Record(b"[" * 60 + b"]" * 60, "", "", "application/json"),
-    Record(b"\xff\x00", "line\nend\r\n\x00", "", "no type\r\nX: y"),
-    Record(b'"\\ud800"', "<script>", "", "application/json"),
-    Record(b"\xc1" * 100_000, "large"),
+    EncodedRecord(b""),
+    EncodedRecord(b"plain", headers={"trace-id": "7", "empty": ""}),
+    EncodedRecord(b"{bad json", WORD, "", "application/json", HEADERS),
+    EncodedRecord(b"[" * 900 + b"]" * 900, "", "", "application/json"),
+    EncodedRecord(b"[" * 60 + b"]" * 60, "", "", "application/json"),
+    EncodedRecord(b"\xff\x00", "line\nend\r\n\x00", "", "no type\r\nX: y"),
+    EncodedRecord(b'"\\ud800"', "<script>", "", "application/json"),
+    EncodedRecord(b"\xc1" * 100_000, "large"),
 ]
 """What `/v1/stream` takes."""
 
@@ -95,7 +101,7 @@ def duo() -> Iterator[Duo]:
         pair.edge.stop()
         bench = SegmentBench(pair.edge.directory / "state" / "log")
         bench.wall[0] = time.time()
-        good = encode_records((Record(b"good"),))
+        good = encode_records((EncodedRecord(b"good"),))
         for one in UNREADABLE:
             append(bench, NewRecords("odd", 3, good + one + good, time.time()))
         append(bench, NewRecords("odd", 1, DEEP, time.time()))
@@ -227,7 +233,7 @@ def test_what_ingress_takes_passes_the_link_and_reaches_every_reader(duo: Duo) -
             assert exact(daemon, one["offset"]) == (record.body, None)
         with client_of(daemon) as reader:
             reader.send(stream.Subscribe(1, ("orders",), "earliest", "", 1 << 30))
-            got: list[Record] = []
+            got: list[EncodedRecord] = []
             while len(got) < len(ACCEPTED):
                 frame = reader.hear()
                 if isinstance(frame, stream.Deliver):
@@ -303,7 +309,7 @@ def test_headers_come_from_every_publisher_to_every_reader(duo: Duo, hub: Client
 
 @pytest.mark.parametrize("ttl", [0.0, -1.0, math.nan, math.inf, -math.inf, 1e300, 1.0000001e9])
 def test_a_ttl_out_of_range_is_an_error_of_its_publish(duo: Duo, ttl: float) -> None:
-    one = encode_records((Record(b""),))
+    one = encode_records((EncodedRecord(b""),))
     with client_of(duo.edge) as client:
         client.send(stream.Publish(1, "lives", 1, one, ttl))
         assert isinstance(client.hear(), stream.PublishFailed)
@@ -313,10 +319,10 @@ def test_a_ttl_out_of_range_is_an_error_of_its_publish(duo: Duo, ttl: float) -> 
 
 def test_a_channel_or_an_id_out_of_bounds_is_an_error_of_its_publish(duo: Duo) -> None:
     with client_of(duo.edge) as client:
-        answer = client.publish(encode_records((Record(b""),)), channel="x" * 300)
+        answer = client.publish(encode_records((EncodedRecord(b""),)), channel="x" * 300)
         assert isinstance(answer, stream.PublishFailed)
         assert answer.error == "malformed"
-        long = encode_records((Record(b"", id="x" * 256),))
+        long = encode_records((EncodedRecord(b"", id="x" * 256),))
         client.send(stream.Publish(9, "lives", 1, long, None, ("x" * 256,)))
         assert isinstance(client.hear(), stream.PublishFailed)
 
@@ -380,6 +386,7 @@ def test_a_log_of_the_version_before_is_read(tmp_path: Path) -> None:
     bench.until(lambda: found)
     ((batch,),) = found
     assert (
-        list(read_records(batch.records, batch.count)) == [Record(b"x", "t", "i", "text/plain")] * 2
+        list(read_records(batch.records, batch.count))
+        == [EncodedRecord(b"x", "t", "i", "text/plain")] * 2
     )
     bench.close()

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import linkd.client
-from linkd.client.options import Settings, address
+from linkd.client.options import ConnectSettings, address
 from linkd.errors import LinkdError
 from tests.support.stream_daemon import StreamDaemon
 
@@ -145,7 +145,7 @@ def test_a_call_raises_or_settles_and_one_behind_it_settles(connected: Any, call
 
 @given(
     st.one_of(st.none(), ANYTHING),
-    options(*Settings.__struct_fields__),
+    options(*ConnectSettings.__struct_fields__),
 )
 @settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 def test_connect_refuses_what_can_only_hang(where: Any, more: dict[str, Any]) -> None:

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from linkd.errors import BadRecord
 from linkd.log.interface import Appended
-from linkd.protocol.records import NewRecords, Producer, Record, decode_records, encode_records
+from linkd.protocol.records import (
+    EncodedRecord,
+    NewRecords,
+    Producer,
+    decode_records,
+    encode_records,
+)
 from tests.support.memory_log import MemoryLog
 
 PUBLISH = st.tuples(
@@ -45,7 +51,7 @@ def test_a_success_means_stored_once(actions: list[Any]) -> None:
             numbers = range(first, last + 1)
             records = encode_records(
                 [
-                    Record(f"{owner} {number} {serial}".encode())
+                    EncodedRecord(f"{owner} {number} {serial}".encode())
                     for number, count in zip(numbers, counts, strict=True)
                     for _ in range(count)
                 ]
@@ -80,7 +86,7 @@ def test_a_success_means_stored_once(actions: list[Any]) -> None:
     assert all(len(serials) == 1 for serials in found.values())
 
 
-def taken(record: Record) -> tuple[str, int, int]:
+def taken(record: EncodedRecord) -> tuple[str, int, int]:
     """Return owner, number and publish of a record."""
     owner, number, serial = record.body.decode().split()
     return owner, int(number), int(serial)

@@ -23,8 +23,8 @@ from linkd.protocol.client import Deliver
 from linkd.protocol.records import (
     MAX_HEADERS,
     Batch,
+    EncodedRecord,
     Origin,
-    Record,
     Unreadable,
     check_raw,
     check_records,
@@ -54,7 +54,7 @@ bodies = (
 headers = st.none() | st.dictionaries(
     st.text("abz019-", max_size=66), st.text(max_size=260), max_size=MAX_HEADERS + 1
 )
-records = st.builds(Record, bodies, words, words, words, headers)
+records = st.builds(EncodedRecord, bodies, words, words, words, headers)
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | words | bodies,
@@ -77,7 +77,9 @@ DEEP = b"\x91" * 981 + b"\xc0"
 @given(st.lists(encodings, min_size=1, max_size=6), st.data())
 @settings(deadline=None, max_examples=300)
 @example([DEEP], None)
-@example([encode_records((Record(b"x"),)), DEEP, encode_records((Record(b"y"),))], None)
+@example(
+    [encode_records((EncodedRecord(b"x"),)), DEEP, encode_records((EncodedRecord(b"y"),))], None
+)
 def test_a_record_passes_everything_or_nothing(pieces: list[bytes], data: Any) -> None:
     whole, count = b"".join(pieces), len(pieces)
     taken = at_depth(1, lambda: taken_at_ingress(whole, count))

@@ -14,7 +14,7 @@ from linkd.log.interface import Appended
 from linkd.node import LinkDriver, Node, Stores
 from linkd.node.outages import Outages
 from linkd.protocol import peer
-from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
+from linkd.protocol.records import Batch, EncodedRecord, NewRecords, decode_records, encode_records
 from tests.support.memory_log import MemoryLog
 
 _keys = count(1)
@@ -260,7 +260,7 @@ def bodies(batch: Batch) -> list[bytes]:
 def publish(node: Node, channel: str, *contents: bytes, ttl: float | None = None) -> list[object]:
     """Publish, and return the list that gets the outcome."""
     outcomes: list[object] = []
-    records = encode_records([Record(content) for content in contents])
+    records = encode_records([EncodedRecord(content) for content in contents])
     node.publish(NewRecords(channel, len(contents), records, 0.0, ttl), outcomes.append)
     return outcomes
 

@@ -15,10 +15,10 @@ from linkd.log.origins import Origins, OriginsSnapshot
 from linkd.log.writer import Writer
 from linkd.protocol.records import (
     Batch,
+    EncodedRecord,
     NewRecords,
     Origin,
     Producer,
-    Record,
     SourcePosition,
     decode_records,
     encode_records,
@@ -115,7 +115,9 @@ class SegmentBench:
 def records(*bodies: bytes, ids: tuple[str, ...] = ()) -> bytes:
     """Return encoded records."""
     names = ids or ("",) * len(bodies)
-    return encode_records(Record(body, id=name) for body, name in zip(bodies, names, strict=True))
+    return encode_records(
+        EncodedRecord(body, id=name) for body, name in zip(bodies, names, strict=True)
+    )
 
 
 def draft(*bodies: bytes, channel: str = "orders", **more: Any) -> NewRecords:

@@ -13,7 +13,7 @@ from linkd.errors import Gap, LinkdError
 from linkd.log.interface import Appended
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
-from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
+from linkd.protocol.records import Batch, EncodedRecord, NewRecords, decode_records, encode_records
 from tests.support.memory_log import MemoryLog
 
 
@@ -221,7 +221,7 @@ class ModelNode:
             link.perform(link.session.outbound.offer(mine, next, 0.0, 0.0))
 
     def publish(self, channel: str, bodies: list[bytes]) -> None:
-        records = encode_records([Record(body) for body in bodies])
+        records = encode_records([EncodedRecord(body) for body in bodies])
         kept = self.acked.setdefault(channel, [])
 
         def settled(outcome: Appended | LinkdError) -> None:

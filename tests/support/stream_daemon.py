@@ -145,10 +145,10 @@ class StreamDaemon:
             patterns, at, consumer, credit = readers[frame.id]
             readers[frame.id] = (patterns, at, consumer, credit + frame.bytes)
             await self._deliver(connection)
-        elif isinstance(frame, client.Ack):
+        elif isinstance(frame, client.ConsumerAck):
             name = readers[frame.id][2]
             self.consumers[name] = max(self.consumers[name], frame.next)
-            await self._send(connection, client.Acked(frame.id, frame.next))
+            await self._send(connection, client.ConsumerAcked(frame.id, frame.next))
         elif isinstance(frame, client.Unsubscribe):
             readers.pop(frame.id, None)
             await self._send(connection, client.Ended(frame.id, "unsubscribed"))

@@ -19,7 +19,7 @@ from linkd.errors import LinkdError
 from linkd.log.interface import Appended
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
-from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
+from linkd.protocol.records import Batch, EncodedRecord, NewRecords, decode_records, encode_records
 from tests.support.memory_log import MemoryLog
 from tests.support.session_model import (
     Link,
@@ -112,7 +112,7 @@ class PathNode(ModelNode):
             self.refused.append(effect)
 
     def publish(self, channel: str, bodies: list[bytes]) -> None:
-        records = encode_records([Record(body) for body in bodies])
+        records = encode_records([EncodedRecord(body) for body in bodies])
         kept = self.acked.setdefault(channel, [])
 
         def settled(outcome: Appended | LinkdError) -> None:

@@ -32,9 +32,9 @@ from linkd.protocol.records import (
     MAX_BATCH_BYTES,
     MAX_TTL_SECONDS,
     Batch,
+    EncodedRecord,
     NewRecords,
     Origin,
-    Record,
     check_records,
     encode_records,
 )
@@ -194,21 +194,21 @@ def test_the_largest_goodbye_is_taken() -> None:
 
 SETTINGS = SessionSettings("hub", "edge", Patterns((">",)), Patterns((">",)))
 HEADERS = {f"{number:064}": "\U0001f600" * 255 for number in range(16)}
-LARGEST = Record(bytes(MAX_BODY_BYTES), *["\U0001f600" * 255] * 3, HEADERS)
+LARGEST = EncodedRecord(bytes(MAX_BODY_BYTES), *["\U0001f600" * 255] * 3, HEADERS)
 
 
 @pytest.mark.parametrize(
     ("records", "clock"),
     [
         ((LARGEST,), 1.0),
-        ((Record(b""),) * 9_362, 1.0),
-        ((Record(bytes(MAX_BATCH_BYTES // 2 - 13)),) * 2, 1.0),
-        *(((Record(b""),), clock) for clock in (-1e300, -1.0, 0.0, 1e10, 1e300, math.inf)),
+        ((EncodedRecord(b""),) * 9_362, 1.0),
+        ((EncodedRecord(bytes(MAX_BATCH_BYTES // 2 - 13)),) * 2, 1.0),
+        *(((EncodedRecord(b""),), clock) for clock in (-1e300, -1.0, 0.0, 1e10, 1e300, math.inf)),
     ],
     ids=["largest", "many", "full", "1e300 BC", "1969", "1970", "2286", "1e300", "endless"],
 )
 def test_whatever_a_publisher_gets_stored_passes_a_link(
-    records: tuple[Record, ...], clock: float
+    records: tuple[EncodedRecord, ...], clock: float
 ) -> None:
     encoded = encode_records(records)
     check_records(encoded, len(records), MAX_BODY_BYTES)
@@ -263,7 +263,7 @@ def test_whatever_a_publisher_gets_through_on_a_volatile_channel_passes_a_link()
     total = 0
     for size in (0, 60_000, 126_900, 126_966, 126_967, 130_000, 16_000_000):
         for count in (1, 7):
-            encoded = encode_records([Record(bytes(size))] * count)
+            encoded = encode_records([EncodedRecord(bytes(size))] * count)
             draft = NewRecords(CHANNEL, count, encoded, 1e300, MAX_TTL_SECONDS)
             if refused(lambda d=draft: messages_of(d)):
                 assert len(encoded) // count > peer.MAX_VOLATILE_BYTES

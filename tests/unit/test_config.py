@@ -32,7 +32,7 @@ from linkd.config import (
     parse_address,
     parse_url,
 )
-from linkd.config.loading import Unreadable
+from linkd.config.loading import UnreadableConfig
 from linkd.errors import ConfigError
 from linkd.preflight import check_files
 
@@ -142,7 +142,7 @@ def test_a_folder_that_cannot_be_read_is_said_unless_its_file_cannot_either(tmp_
     (tmp_path / "linkd.d").symlink_to("linkd.d")
     assert files(main) == [main]
     main.write_text("")
-    with pytest.raises(Unreadable, match=r"linkd\.d: can't be read: Too many levels"):
+    with pytest.raises(UnreadableConfig, match=r"linkd\.d: can't be read: Too many levels"):
         files(main)
 
 

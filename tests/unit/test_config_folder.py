@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import pytest
 
-from linkd.config import Unreadable, files, load
+from linkd.config import UnreadableConfig, files, load
 from linkd.errors import ConfigError, Unavailable
 
 
@@ -67,7 +67,7 @@ def test_none_is_fine(tmp_path: Path) -> None:
 
 def test_one_that_cannot_be_read_is_named(main: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(Unreadable, match=r"/linkd\.d: can't be read: Permission denied$"):
+    with pytest.raises(UnreadableConfig, match=r"/linkd\.d: can't be read: Permission denied$"):
         files(main, {})
 
 

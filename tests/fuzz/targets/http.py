@@ -12,7 +12,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from linkd.protocol.records import NewRecords, Record, encode_records
+from linkd.protocol.records import EncodedRecord, NewRecords, encode_records
 from tests.fuzz.reading import Input
 from tests.fuzz.serving import Bench
 from tests.support.fake_node import KEY, SHOP_KEY
@@ -87,7 +87,7 @@ def one(content: bytes) -> None:
     """Speak on one connection, and hang up; one input in sixteen makes up to four requests."""
     given = Input(content)
     mode = given.byte()
-    records = encode_records([Record(b'{"a":1}', "made", "i"), Record(b"\xff")])
+    records = encode_records([EncodedRecord(b'{"a":1}', "made", "i"), EncodedRecord(b"\xff")])
     BENCH.node.log.append(NewRecords("orders", 2, records, 1.0), lambda _: None)
     local = bool(mode & 1)
     transport = Wire(UNIXAddress("/fuzz.sock") if local else _TCP)

@@ -12,7 +12,7 @@ from linkd.errors import RemoteProtocolError
 from linkd.node.replicator import pack, unpack
 from linkd.protocol import peer
 from linkd.protocol.channels import Patterns
-from linkd.protocol.records import Batch, Origin, Record, encode_records
+from linkd.protocol.records import Batch, EncodedRecord, Origin, encode_records
 from tests.fuzz.reading import Input
 from tests.support.session_model import check_order
 
@@ -22,7 +22,7 @@ SETTINGS = types.SessionSettings(
 )
 _CHANNELS = ("orders", "news.a", "private", "", "big.one", "x" * 255, "x" * 256, "*.>")
 _TOKENS = ("e1", "e2", "e3", "p1", "p2", "", "log-of-edge", "log-of-hub", "t" * 65)
-_RECORDS = tuple(encode_records([Record(b"x" * size)] * count) for size, count in
+_RECORDS = tuple(encode_records([EncodedRecord(b"x" * size)] * count) for size, count in
                  ((0, 1), (3, 2), (700, 3), (70_000, 1)))  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def _log() -> list[Batch]:
     for place, (channel, size, count) in enumerate(
         (("orders", 5, 3), ("private", 9, 4), ("orders", 900, 4), ("big.one", 150_000, 1)) * 3
     ):
-        records = encode_records([Record(b"y" * size)] * count)
+        records = encode_records([EncodedRecord(b"y" * size)] * count)
         epoch = "e1" if offset < 9 else "e2" if offset < 30 else "e3"
         origin = Origin("edge" if place % 3 else "hub", "log-of-edge", epoch, offset)
         ttl = 1.0 if place == 4 else None
@@ -88,7 +88,7 @@ class Driven:
         )  # fmt: skip
         self.connected = True
         effects = self.session.greeted(Handshake(ours, theirs, self.acked, True), self.now)
-        if any(isinstance(effect, types.Diverged) for effect in effects):
+        if any(isinstance(effect, types.EpochsDiverged) for effect in effects):
             self.cut()
             return
         self.perform(effects)

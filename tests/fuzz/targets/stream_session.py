@@ -6,7 +6,7 @@ from linkd.api.auth import SOCKET, Caller
 from linkd.api.stream import StreamSession
 from linkd.protocol import client
 from linkd.protocol.channels import Patterns
-from linkd.protocol.records import Record, encode_records
+from linkd.protocol.records import EncodedRecord, encode_records
 from tests.fuzz.reading import Input
 from tests.fuzz.serving import Bench, Socket
 
@@ -15,7 +15,8 @@ _NARROW = Caller("shop", (Patterns(("orders",)),), (Patterns(("orders", "news.*"
 _CHANNELS = ("orders", "news.a", "telemetry.x", ">", "*.a", "", "a..b", "n" * 255)
 _STARTS: tuple[client.Start, ...] = ("earliest", "latest", 0, 1, 5, 2**62)
 _PRODUCERS = ("", "p1", "p2", "p" * 128)
-_RECORDS = tuple(encode_records([Record(b"x" * size, "", name)] * count) for size, name, count in
+_RECORDS = tuple(encode_records([EncodedRecord(b"x" * size, "", name)] * count)
+                 for size, name, count in
                  ((0, "", 1), (3, "a", 2), (700, "", 3), (66_000, "b", 1)))  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def _frame(given: Input) -> client.FromClient:
     if what == 4:
         return client.Credit(number, given.choice((0, 1, 500, 2**62)))
     if what == 5:
-        return client.Ack(number, abs(given.signed()))
+        return client.ConsumerAck(number, abs(given.signed()))
     if what == 6:
         return client.WatchStatus()
     ids = given.choice(((), (), ("a", "a"), ("b",), ("",)))

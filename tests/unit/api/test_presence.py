@@ -17,12 +17,12 @@ from linkd.api.presence import (
     HOLD,
     MAX_CHANGES,
     REPEAT_SECONDS,
-    Change,
     Presence,
+    PresenceChange,
 )
 from linkd.net.rate_limit import FairShare
 from linkd.protocol.peer import Volatile
-from linkd.protocol.records import Record, encode_records
+from linkd.protocol.records import EncodedRecord, encode_records
 from linkd.status import Event
 
 
@@ -30,9 +30,9 @@ class Watcher:
     """One who watches."""
 
     def __init__(self) -> None:
-        self.heard: list[Change] = []
+        self.heard: list[PresenceChange] = []
 
-    def changed(self, change: Change) -> None:
+    def changed(self, change: PresenceChange) -> None:
         self.heard.append(change)
 
     def take(self) -> list[str]:
@@ -137,7 +137,7 @@ class Node:
 
     def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:
         self.sequence += 1
-        records = encode_records([Record(body, "", "", "application/json")])
+        records = encode_records([EncodedRecord(body, "", "", "application/json")])
         message = Volatile(
             channel, 1, records, 0.0, None, self.name, f"r{self.boots}", self.sequence, True
         )
@@ -306,9 +306,9 @@ class Slow:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.last: Change | None = None
+        self.last: PresenceChange | None = None
 
-    def changed(self, change: Change) -> None:
+    def changed(self, change: PresenceChange) -> None:
         Slow.sent += 1
         self.last = change
         self.clock.rightNow += 0.001
@@ -391,7 +391,7 @@ def test_one_link_cannot_fill_the_table_of_members(
 
 def test_an_error_at_one_watcher_costs_the_others_one_change(net: Net) -> None:
     class Wrong:
-        def changed(self, change: Change) -> None:
+        def changed(self, change: PresenceChange) -> None:
             raise RuntimeError("a mistake")
 
     watcher = Watcher()
@@ -503,4 +503,6 @@ class Unlisted(dict[str, Any]):
 
 def records(announced: dict[str, Any]) -> bytes:
     """Return what a node announces, as it travels."""
-    return encode_records([Record(json.dumps(announced).encode(), "", "", "application/json")])
+    return encode_records(
+        [EncodedRecord(json.dumps(announced).encode(), "", "", "application/json")]
+    )

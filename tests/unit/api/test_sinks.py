@@ -14,7 +14,14 @@ from linkd.api.server import ApiServer
 from linkd.api.sinks import PATTERN_COST, SUBSCRIPTION_BYTES, SlicedSink
 from linkd.api.sse import RecordStream
 from linkd.net.rate_limit import SLICE_SECONDS
-from linkd.protocol.records import Batch, NewRecords, Origin, Record, encode_records, read_records
+from linkd.protocol.records import (
+    Batch,
+    EncodedRecord,
+    NewRecords,
+    Origin,
+    encode_records,
+    read_records,
+)
 from tests.support.fake_node import FakeNode, make_config
 from tests.support.step_clock import StepClock
 
@@ -62,7 +69,7 @@ class Bench:
         self.sink = Sink(self)
 
     def publish(self, *bodies: bytes) -> None:
-        records = encode_records([Record(body) for body in bodies])
+        records = encode_records([EncodedRecord(body) for body in bodies])
         self.node.publish(NewRecords("a", len(bodies), records, 0.0), lambda _: None)
 
     def follow(self) -> None:
@@ -208,7 +215,7 @@ def test_a_large_batch_stops_where_the_client_no_longer_reads(
 def test_an_event_stream_reports_the_volatile_messages_that_it_dropped(bench: Bench) -> None:
     stream = Stream(bench)
     sink = RecordStream(bench.api, stream)  # type: ignore[arg-type]
-    records = encode_records([Record(b"1"), Record(b"2")])
+    records = encode_records([EncodedRecord(b"1"), EncodedRecord(b"2")])
     batch = Batch(0, "a", 2, records, 0.0, Origin("edge-1", "l", "e", 0, 0))
     stream.paused = True
     sink.volatile(batch)
@@ -225,11 +232,15 @@ def test_a_subscription_reports_its_position_without_own_records(bench: Bench) -
     bench.follow()
     subscription = bench.sink.subscription
     assert subscription is not None
-    bench.node.publish(NewRecords("b", 1, encode_records([Record(b"x")]), 0.0), lambda _: None)
+    bench.node.publish(
+        NewRecords("b", 1, encode_records([EncodedRecord(b"x")]), 0.0), lambda _: None
+    )
     assert subscription.position() == 2
     bench.sink.reads = False
     bench.publish(b"1")
-    bench.node.publish(NewRecords("b", 1, encode_records([Record(b"x")]), 0.0), lambda _: None)
+    bench.node.publish(
+        NewRecords("b", 1, encode_records([EncodedRecord(b"x")]), 0.0), lambda _: None
+    )
     assert subscription.position() == 2, "one of its own waits for room"
     bench.sink.reads = True
     bench.sink.resume()

@@ -18,7 +18,7 @@ def answers(error: Exception | None, version: int) -> list[Any]:
     session._subscriptions = {1: SimpleNamespace(subscription=kept)}
     told: list[Any] = []
     session.send = told.append
-    session._ack(client.Ack(1, 7))
+    session._ack(client.ConsumerAck(1, 7))
     return told
 
 
@@ -28,7 +28,7 @@ def answer(error: Exception | None) -> Any:
 
 
 def test_a_stored_cursor_is_acknowledged() -> None:
-    assert answer(None) == client.Acked(1, 7)
+    assert answer(None) == client.ConsumerAcked(1, 7)
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def test_a_cursor_that_cannot_be_stored_is_refused(error: Exception, word: str) 
 def test_a_client_of_version_1_gets_no_frame_that_it_does_not_know() -> None:
     """It would end the connection over it."""
     assert answers(OSError("database or disk is full"), 1) == []
-    assert answers(None, 1) == [client.Acked(1, 7)]
+    assert answers(None, 1) == [client.ConsumerAcked(1, 7)]

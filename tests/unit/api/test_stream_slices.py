@@ -13,11 +13,11 @@ from linkd.api.server import ApiServer
 from linkd.api.stream import MAX_PATTERNS_BYTES, StreamSession
 from linkd.net.rate_limit import SLICE_SECONDS
 from linkd.protocol import client
-from linkd.protocol.records import Record, encode_records
+from linkd.protocol.records import EncodedRecord, encode_records
 from tests.support.fake_node import FakeNode, link, make_config
 from tests.support.step_clock import StepClock
 
-ONE = encode_records([Record(b"x")])
+ONE = encode_records([EncodedRecord(b"x")])
 
 
 class Socket:
@@ -123,7 +123,7 @@ def test_frames_behind_publishes_wait_until_those_are_appended(bench: Bench) -> 
 
 def test_no_frames_are_accepted_from_a_client_that_does_not_read(bench: Bench) -> None:
     bench.socket.is_stuck = True
-    bench.say(*(client.Ack(number, 1) for number in range(10)))
+    bench.say(*(client.ConsumerAck(number, 1) for number in range(10)))
     assert len(bench.heard(client.AckFailed)) == 1
     assert bench.session.busy
     bench.socket.is_stuck = False

@@ -8,7 +8,7 @@ import pytest
 
 from linkd.api.errors import ApiError
 from linkd.api.text_frames import FrameRefused, parse, render_messages
-from linkd.protocol.records import Batch, Origin, Record, encode_records
+from linkd.protocol.records import Batch, EncodedRecord, Origin, encode_records
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"9" * 5000])
@@ -42,7 +42,7 @@ def test_large_values_instead_of_words_are_refused_without_decoding() -> None:
 
 @pytest.mark.parametrize("offset", [90, 0])
 def test_a_frame_has_its_origin_offset(offset: int) -> None:
-    records = encode_records([Record(b"1", "noted"), Record(b"2", "noted")])
+    records = encode_records([EncodedRecord(b"1", "noted"), EncodedRecord(b"2", "noted")])
     batch = Batch(offset, "orders", 2, records, 1.0, Origin("edge", "log", "e", 7))
     found = [json.loads(one.payload) for one in render_messages(batch, envelope=False)]
     places = [(one["origin"], one["offset"], one["origin_offset"]) for one in found]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from linkd.client.options import check_next, check_start, check_ttl, check_wait, check_window
 from linkd.client.record import encoded
-from linkd.client.session import Session
+from linkd.client.session import DaemonSession
 from linkd.errors import BadRecord
 from linkd.protocol import client
 
@@ -57,7 +57,7 @@ def test_a_wait_is_refused_or_read_by_the_daemon(peer: Any, next_: Any, timeout:
 def test_a_subscription_is_refused_or_read_by_the_daemon(
     start: Any, window: Any, consumer: Any
 ) -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     if raises(check_start, start) or raises(check_window, window):
         return
     if not raises(session.subscribe, ["a"], start, consumer, window):
@@ -86,4 +86,4 @@ def test_an_encoder_returns_bytes_and_a_content_type(wrong: Any) -> None:
 def test_a_producer_is_a_name() -> None:
     for wrong in ("x" * 129, 5, "\ud800"):
         with pytest.raises(ValueError, match="open"):
-            Session(wrong)  # type: ignore[arg-type]
+            DaemonSession(wrong)  # type: ignore[arg-type]

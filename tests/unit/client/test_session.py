@@ -24,14 +24,14 @@ from linkd.client.errors import (
 from linkd.client.options import address
 from linkd.client.publisher import NO_TERMS, InFlightPublishes
 from linkd.client.record import Record, RecordContext, pack
-from linkd.client.session import Session
+from linkd.client.session import DaemonSession
 from linkd.client.subscription import SubscriptionState
 from linkd.errors import BodyTooLarge, ChannelRefused, Gap, LinkdError, LogFull
 from linkd.protocol import client
 from linkd.protocol.client import Published
 from linkd.protocol.peer import EpochStart
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, encode_records
-from linkd.protocol.records import Record as Encoded
+from linkd.protocol.records import EncodedRecord as Encoded
 from tests.support.stream_daemon import LINK
 
 
@@ -57,11 +57,11 @@ class Taker:
         self.end.append(error)
 
 
-def frames(session: Session, now: float = 0.0) -> list[client.FromClient]:
+def frames(session: DaemonSession, now: float = 0.0) -> list[client.FromClient]:
     return [frame for message in session.take(now) for frame in client.decode_from_client(message)]
 
 
-def tell(session: Session, *told: client.FromDaemon) -> None:
+def tell(session: DaemonSession, *told: client.FromDaemon) -> None:
     session.received(client.encode(told))
 
 
@@ -72,7 +72,7 @@ def opened(
     return client.Opened(1, "edge-1", "fake", log, next, 1000, pending, 0, starts)
 
 
-def up(session: Session, **more: object) -> list[client.FromClient]:
+def up(session: DaemonSession, **more: object) -> list[client.FromClient]:
     """Bring a new connection up and return what is restored on it."""
     session.connected()
     (hello,) = frames(session)
@@ -84,7 +84,7 @@ def up(session: Session, **more: object) -> list[client.FromClient]:
 
 
 def reader(
-    session: Session, taker: Taker, start: client.Start = "latest", consumer: str = ""
+    session: DaemonSession, taker: Taker, start: client.Start = "latest", consumer: str = ""
 ) -> SubscriptionState:
     async def ack(_: int, era: int) -> None:
         """Not used."""
@@ -101,7 +101,7 @@ def deliver(id: int, offset: int, count: int) -> client.Deliver:
 
 
 def test_publishes_are_sent_again_under_their_numbers_and_settled_once() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     settled: list[Published | LinkdError] = []
     for index in range(3):
         session.flight.add("a", 1, b"%d" % index, settled.append)
@@ -119,7 +119,7 @@ def test_publishes_are_sent_again_under_their_numbers_and_settled_once() -> None
 
 
 def test_a_repeat_whose_offset_is_forgotten_never_settles_with_another() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     settled: list[Published | LinkdError] = []
     offsets: list[int | LinkdError] = []
     session.flight.add("a", 1, b"0", settled.append)
@@ -134,7 +134,7 @@ def test_a_repeat_whose_offset_is_forgotten_never_settles_with_another() -> None
 
 
 def test_no_more_is_sent_ahead_than_the_daemon_takes() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     settled: list[Published | LinkdError] = []
     for _ in range(5):
         session.flight.add("a", 1, b"x" * 40, settled.append)
@@ -146,7 +146,7 @@ def test_no_more_is_sent_ahead_than_the_daemon_takes() -> None:
 
 
 def test_a_bound_that_was_lowered_is_obeyed_from_the_next_opened_on() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     settled: list[Published | LinkdError] = []
     up(session, pending=100 * BATCH_OVERHEAD_BYTES)
     for _ in range(5):
@@ -162,7 +162,7 @@ def test_a_bound_that_was_lowered_is_obeyed_from_the_next_opened_on() -> None:
 
 
 def test_single_records_of_one_turn_become_one_publish_a_channel() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     offsets: list[int | LinkdError] = []
     for index in range(4):
         first = session.gatherer.add(
@@ -178,7 +178,7 @@ def test_single_records_of_one_turn_become_one_publish_a_channel() -> None:
 
 
 def test_large_gatherings_are_cut() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     for _ in range(3):
         session.gatherer.add("a", pack([Encoded(b"x" * 40_000)]), NO_TERMS, lambda _: None)
     sent = up(session)
@@ -186,7 +186,7 @@ def test_large_gatherings_are_cut() -> None:
 
 
 def test_after_a_full_log_the_session_begins_anew_once() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     settled: list[Published | LinkdError] = []
     session.flight.add("a", 1, b"x", settled.append)
     session.flight.add("a", 1, b"x", settled.append)
@@ -199,7 +199,7 @@ def test_after_a_full_log_the_session_begins_anew_once() -> None:
 
 
 def test_what_a_stopping_daemon_refuses_stays_for_the_next() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     settled: list[Published | LinkdError] = []
     session.flight.add("a", 1, b"x", settled.append)
     up(session)
@@ -210,7 +210,7 @@ def test_what_a_stopping_daemon_refuses_stays_for_the_next() -> None:
 
 
 def test_a_subscription_goes_on_where_it_stood_and_hands_on_nothing_twice() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     made = reader(session, taker)
     assert up(session, next=5) == [client.Subscribe(1, ("a",), "latest", "", 1000)]
     tell(session, client.Subscribed(1, 5), deliver(1, 5, 3))
@@ -226,7 +226,7 @@ def made_size(count: int) -> int:
 
 
 def test_a_subscription_before_its_first_answer_begins_anew() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     reader(session, taker, "earliest")
     up(session)
     session.lost()
@@ -236,7 +236,7 @@ def test_a_subscription_before_its_first_answer_begins_anew() -> None:
 
 
 def test_a_log_that_is_another_is_read_from_its_start_and_one_that_shrank_from_its_end() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     reader(session, taker)
     up(session, next=5)
     tell(session, client.Subscribed(1, 5), deliver(1, 5, 3))
@@ -251,7 +251,7 @@ def test_a_log_that_is_another_is_read_from_its_start_and_one_that_shrank_from_i
 
 
 def test_credit_is_given_back_as_records_are_used() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     made = reader(session, taker)
     up(session)
     tell(session, client.Subscribed(1, 1), deliver(1, 1, 3))
@@ -262,18 +262,18 @@ def test_credit_is_given_back_as_records_are_used() -> None:
 
 
 def test_acks_are_cumulative_and_sent_again() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     made = reader(session, taker, "earliest", "billing")
     up(session)
     done: list[tuple[int, LinkdError | None]] = []
     for next_ in (2, 3):
         made.ack(next_, lambda error, next_=next_: done.append((next_, error)))  # type: ignore[misc]
-    assert frames(session) == [client.Ack(1, 3)]
-    tell(session, client.Acked(1, 2))
+    assert frames(session) == [client.ConsumerAck(1, 3)]
+    tell(session, client.ConsumerAcked(1, 2))
     assert done == [(2, None)]
     session.lost()
-    assert client.Ack(1, 3) in up(session)
-    tell(session, client.Acked(1, 3))
+    assert client.ConsumerAck(1, 3) in up(session)
+    tell(session, client.ConsumerAcked(1, 3))
     assert done == [(2, None), (3, None)]
     made.ack(2, lambda error: done.append((0, error)))
     assert done[-1] == (0, None)
@@ -281,14 +281,14 @@ def test_acks_are_cumulative_and_sent_again() -> None:
 
 
 def test_only_consumers_acknowledge() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     errors: list[LinkdError | None] = []
     reader(session, taker).ack(2, errors.append)
     assert isinstance(errors[0], LinkdError)
 
 
 def test_gaps_are_told_once() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     reader(session, taker, 2)
     up(session, next=10)
     tell(session, client.Subscribed(1, 2), client.SubscriptionGap(1, 2, 5), deliver(1, 5, 1))
@@ -297,7 +297,7 @@ def test_gaps_are_told_once() -> None:
 
 
 def test_a_quiet_subscription_resumes_at_its_position_and_hears_of_no_gap_of_others() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     reader(session, taker, 2)
     up(session, next=10)
     tell(session, client.Subscribed(1, 2), deliver(1, 2, 1), client.Position(1, 60))
@@ -309,7 +309,7 @@ def test_a_quiet_subscription_resumes_at_its_position_and_hears_of_no_gap_of_oth
 
 
 def test_volatile_records_and_drops_are_handed_on() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     reader(session, taker)
     up(session)
     records = encode_records([Encoded(b"x")])
@@ -322,7 +322,7 @@ def test_volatile_records_and_drops_are_handed_on() -> None:
     [("unsubscribed", type(None)), ("replaced", Replaced), ("deleted", Refused)],
 )
 def test_an_end_is_told_with_its_reason(reason: str, kind: type) -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     reader(session, taker, "earliest", "billing")
     up(session)
     tell(session, client.Ended(1, reason), deliver(1, 1, 1))
@@ -333,7 +333,7 @@ def test_an_end_is_told_with_its_reason(reason: str, kind: type) -> None:
 
 
 def test_a_daemon_that_stops_ends_no_subscription() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     reader(session, taker)
     up(session)
     tell(session, client.Ended(1, "stopped"))
@@ -343,7 +343,7 @@ def test_a_daemon_that_stops_ends_no_subscription() -> None:
 
 
 def test_unsubscribing_ends_it_here_and_there() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     made = reader(session, taker)
     up(session)
     session.unsubscribe(made)
@@ -353,7 +353,7 @@ def test_unsubscribing_ends_it_here_and_there() -> None:
 
 
 def test_a_refused_subscription_ends_and_a_refused_connection_is_remembered() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     reader(session, taker)
     up(session)
     tell(session, client.Failed(1, "channel-refused", "no"))
@@ -363,7 +363,7 @@ def test_a_refused_subscription_ends_and_a_refused_connection_is_remembered() ->
 
 
 def test_waits_are_asked_again_and_end_in_time() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     done: list[LinkdError | None] = []
     session.wait("hub", "a", 8, 30.0, done.append)
     session.wait("hub", "a", 0, 40.0, done.append)
@@ -387,7 +387,7 @@ def test_waits_are_asked_again_and_end_in_time() -> None:
 
 
 def test_closing_settles_all() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     settled: list[Published | LinkdError] = []
     done: list[LinkdError | None] = []
     reader(session, taker)
@@ -398,7 +398,7 @@ def test_closing_settles_all() -> None:
 
 
 def test_links_are_merged_and_forgotten_with_the_connection() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     heard: list[dict[str, str]] = []
     session.on_links = heard.append
     up(session)
@@ -410,7 +410,7 @@ def test_links_are_merged_and_forgotten_with_the_connection() -> None:
 
 
 def test_what_can_only_fail_is_refused_at_once() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     with pytest.raises(ChannelRefused):
         session.check_publish("a b", 1, "wait")
     with pytest.raises(NoDaemon):
@@ -429,7 +429,7 @@ def opened_above(highest: int) -> client.Opened:
 
 
 def test_numbers_begin_above_those_that_the_daemon_has_of_the_producer() -> None:
-    session = Session("p", run="r")
+    session = DaemonSession("p", run="r")
     settled: list[Published | LinkdError] = []
     session.flight.add("a", 1, b"x", settled.append)
     session.connected()
@@ -464,7 +464,7 @@ def test_a_number_that_did_not_fit_yet_counts_as_never_sent() -> None:
 
 
 def test_what_another_client_of_the_name_may_have_hidden_is_unknown() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     settled: list[Published | LinkdError] = []
     session.flight.add("a", 1, b"x", settled.append)
     up(session)
@@ -482,42 +482,42 @@ def test_what_another_client_of_the_name_may_have_hidden_is_unknown() -> None:
 
 
 def test_a_refused_ack_fails_its_own_call_only() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     made = reader(session, taker, "earliest", "billing")
     up(session)
     tell(session, client.Subscribed(1, 1))
     done: list[LinkdError | None] = []
     made.ack(5, done.append)
-    assert frames(session) == [client.Ack(1, 5)]
+    assert frames(session) == [client.ConsumerAck(1, 5)]
     tell(session, client.AckFailed(1, 5, "log-full", "no room"))
     assert [type(each) for each in done] == [Refused]
     assert frames(session) == []
     made.ack(5, done.append)
-    assert frames(session) == [client.Ack(1, 5)]
-    tell(session, client.Acked(1, 5))
+    assert frames(session) == [client.ConsumerAck(1, 5)]
+    tell(session, client.ConsumerAcked(1, 5))
     assert done[1] is None
     assert taker.end == []
 
 
 def test_a_stopping_daemon_gets_no_acks_and_the_next_one_gets_them() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     made = reader(session, taker, "earliest", "billing")
     up(session)
     tell(session, client.Subscribed(1, 1))
     done: list[LinkdError | None] = []
     made.ack(5, done.append)
-    assert frames(session) == [client.Ack(1, 5)]
+    assert frames(session) == [client.ConsumerAck(1, 5)]
     tell(session, client.Ended(1, "stopped"), client.AckFailed(1, 5, "not-found", "none"))
     made.ack(6, done.append)
     assert (frames(session), done) == ([], [])
     session.lost()
-    assert client.Ack(1, 6) in up(session)
-    tell(session, client.Acked(1, 6))
+    assert client.ConsumerAck(1, 6) in up(session)
+    tell(session, client.ConsumerAcked(1, 6))
     assert (done, taker.end) == ([None, None], [])
 
 
 def test_no_frame_but_the_answer_to_it_refuses_a_subscription() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     reader(session, taker)
     up(session)
     tell(session, client.Subscribed(1, 1), client.Failed(1, "not-found", "late"))
@@ -530,7 +530,7 @@ def test_a_transport_need_not_be_a_subclass_of_asyncios() -> None:
     async def check() -> None:
         written: list[bytes] = []
         transport: Any = SimpleNamespace(is_closing=lambda: False, write=written.append)
-        wire = AsyncioWire(address("/x"), {}, Session("p"), lambda: None, AsyncioLoop())
+        wire = AsyncioWire(address("/x"), {}, DaemonSession("p"), lambda: None, AsyncioLoop())
         wire.connection_made(transport)
         assert b"".join(written).startswith(b"GET /v1/stream")
 
@@ -548,7 +548,7 @@ def test_a_key_function_that_fails_fails_the_attempt_only() -> None:
 
 
 def test_a_daemon_that_waits_less_than_was_asked_for_is_asked_again() -> None:
-    session = Session("p")
+    session = DaemonSession("p")
     done: list[LinkdError | None] = []
     up(session)
     session.wait("hub", "a", 8, 7200.0, done.append)
@@ -589,7 +589,7 @@ THEN = {"e1": 1, "e2": 60}
 def test_an_ack_counts_as_far_as_the_log_is_the_one_of_its_record(
     log: str, next_: int, epochs: dict[str, int], agreed: int
 ) -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     made = reader(session, taker, 1, "billing")
     up(session, next=101, epochs=THEN)
     tell(session, client.Subscribed(1, 1), deliver(1, 1, 100))
@@ -601,13 +601,13 @@ def test_an_ack_counts_as_far_as_the_log_is_the_one_of_its_record(
     subscribe, *acks = up(session, log=log, next=next_, epochs=epochs)
     assert isinstance(subscribe, client.Subscribe)
     assert subscribe.start == (agreed or "earliest")
-    assert acks == ([client.Ack(1, agreed)] if agreed else [])
+    assert acks == ([client.ConsumerAck(1, agreed)] if agreed else [])
     assert [type(each) for each in done] == [ClientError] * (1 if agreed else 2)
     done.clear()
     made.ack(agreed + 1, done.append, 0)
     assert [type(each) for each in done] == [ClientError]
     made.ack(agreed + 1, done.append, made.era)
-    assert frames(session) == [client.Ack(1, agreed + 1)]
+    assert frames(session) == [client.ConsumerAck(1, agreed + 1)]
 
 
 @pytest.mark.parametrize(
@@ -620,7 +620,7 @@ def test_an_ack_counts_as_far_as_the_log_is_the_one_of_its_record(
     ],
 )
 def test_a_log_that_only_grew_is_the_same(epochs: dict[str, int]) -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     made = reader(session, taker, 1, "billing")
     up(session, next=101, epochs=THEN)
     tell(session, client.Subscribed(1, 1), deliver(1, 1, 100))
@@ -630,22 +630,22 @@ def test_a_log_that_only_grew_is_the_same(epochs: dict[str, int]) -> None:
     session.lost()
     subscribe, *acks = up(session, next=200, epochs=epochs)
     assert isinstance(subscribe, client.Subscribe)
-    assert (subscribe.start, acks, done) == (101, [client.Ack(1, 95)], [])
+    assert (subscribe.start, acks, done) == (101, [client.ConsumerAck(1, 95)], [])
 
 
 def test_a_cursor_below_what_was_acknowledged_is_set_again() -> None:
-    session, taker = Session("p"), Taker()
+    session, taker = DaemonSession("p"), Taker()
     made = reader(session, taker, 1, "billing")
     up(session)
     tell(session, client.Subscribed(1, 1), deliver(1, 1, 9))
     done: list[LinkdError | None] = []
     made.ack(10, done.append)
     frames(session)
-    tell(session, client.Acked(1, 10))
+    tell(session, client.ConsumerAcked(1, 10))
     session.lost()
     up(session, next=10)
     tell(session, client.Subscribed(1, 3))
     made.ack(8, done.append)
     assert done == [None]
-    tell(session, client.Acked(1, 10))
+    tell(session, client.ConsumerAcked(1, 10))
     assert done == [None, None]

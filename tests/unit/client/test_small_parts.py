@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.logger import globalLogPublisher
 
 from linkd.client.aio import Enqueued
-from linkd.client.connection import Backoff
+from linkd.client.connection import RetryDelays
 from linkd.client.errors import Closed
 from linkd.client.options import Observable, Stored, address
 from linkd.client.record import RecordContext, batches, decode_value, encode_value, unpack
@@ -21,7 +21,7 @@ from linkd.client.twisted import TwistedLoop
 from linkd.errors import BadRecord, LogFull
 from linkd.protocol.client import Deliver, Published
 from linkd.protocol.json import rfc3339
-from linkd.protocol.records import MAX_BATCH_BYTES, Record, decode_records, encode_records
+from linkd.protocol.records import MAX_BATCH_BYTES, EncodedRecord, decode_records, encode_records
 
 DEEP = b"[" * 5000 + b"]" * 5000
 """JSON that is deeper than a reader of JSON goes."""
@@ -45,7 +45,7 @@ def test_an_address_is_a_socket_or_a_url(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_delays_double_up_to_the_cap_and_start_anew_after_a_stable_connection() -> None:
-    backoff = Backoff(0.2, 15.0, stable_after=5.0)
+    backoff = RetryDelays(0.2, 15.0, stable_after=5.0)
     delays = [backoff.failed(0.5) for _ in range(9)]
     assert delays[:3] == [0.1, 0.2, 0.4]
     assert delays[-1] == 7.5
@@ -124,7 +124,7 @@ def test_a_record_as_json(body: bytes, content_type: str, shown: bytes) -> None:
     async def ack(_: int) -> None:
         """Not used."""
 
-    records = encode_records([Record(b""), Record(body, "t", "i", content_type)])
+    records = encode_records([EncodedRecord(b""), EncodedRecord(body, "t", "i", content_type)])
     frame = Deliver(1, 6, "a", 2, records, 1_763_690_400.1234, "edge-1", 3)
     (record,) = unpack(frame, RecordContext(decode_value, ack), skip=1)
     said = record.to_json()

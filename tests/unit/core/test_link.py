@@ -12,11 +12,11 @@ from linkd.core.link import (
     Acknowledged,
     Adopt,
     AttemptBegan,
-    AttemptFailed,
     Changed,
     Deadline,
     Dial,
     Diverged,
+    FailedAttempt,
     Greeted,
     Link,
     Lost,
@@ -93,15 +93,15 @@ def test_a_listener_waits_and_never_dials() -> None:
 def test_failures_wait_by_their_kind_and_are_told() -> None:
     made = link()
     made.handle(AttemptBegan(), 1.0)
-    effects = made.handle(AttemptFailed("unreachable", "dns", "no such name"), 2.0)
+    effects = made.handle(FailedAttempt("unreachable", "dns", "no such name"), 2.0)
     assert effects == [Dial(0.5), Changed("connecting", "waiting", "dns", "no such name")]
     made.handle(AttemptBegan(), 3.0)
-    effects = made.handle(AttemptFailed("rejected", "rejected", "unknown"), 4.0)
+    effects = made.handle(FailedAttempt("rejected", "rejected", "unknown"), 4.0)
     assert effects == [Dial(60.0), Changed("connecting", "rejected", "rejected", "unknown")]
     assert (made.attempt_reason, made.attempt_detail) == ("rejected", "unknown")
     assert (made.reason, made.detail, made.attempts) == (None, None, 2)
     made.handle(AttemptBegan(), 64.0)
-    assert only(made.handle(AttemptFailed("busy", "busy", "x", 4.0), 64.1), Dial) == Dial(6.0)
+    assert only(made.handle(FailedAttempt("busy", "busy", "x", 4.0), 64.1), Dial) == Dial(6.0)
 
 
 @pytest.mark.parametrize("hurry", [RetryNow(), NetworkChanged()])
@@ -110,7 +110,7 @@ def test_a_hurry_dials_at_once_whatever_the_delay(hurry: Any) -> None:
     made.handle(AttemptBegan(), 1.0)
     assert only(made.handle(hurry, 1.5), Dial) == Dial(0.0)
     made.handle(AttemptBegan(), 1.5)
-    made.handle(AttemptFailed("rejected", "rejected", "unknown"), 2.0)
+    made.handle(FailedAttempt("rejected", "rejected", "unknown"), 2.0)
     assert made.handle(hurry, 3.0) == [Dial(0.0)]
     assert made.state == "rejected"
     made.handle(AttemptBegan(), 3.0)
@@ -137,12 +137,12 @@ def test_delays_start_anew_only_after_a_stable_connection(lasted: float, after: 
     made = link()
     for _ in range(3):
         made.handle(AttemptBegan(), 1.0)
-        made.handle(AttemptFailed("broken", "refused", "no"), 1.0)
+        made.handle(FailedAttempt("broken", "refused", "no"), 1.0)
     up(made, now=2.0)
     assert made.handle(Deadline(), 2.0 + lasted) == []
     made.handle(Lost(1, "closed", "gone"), 2.0 + lasted)
     made.handle(AttemptBegan(), 9.0)
-    effects = made.handle(AttemptFailed("broken", "refused", "no"), 9.0)
+    effects = made.handle(FailedAttempt("broken", "refused", "no"), 9.0)
     assert only(effects, Dial) == Dial(after)
 
 
@@ -301,7 +301,7 @@ def test_an_attempt_of_the_lesser_name_goes_on_beside_what_the_peer_dialed() -> 
         made.handle(AttemptBegan(), 1.0)
         effects = made.handle(greeted(1, dialed=False), 1.1)
         assert (StopDialing() in effects) is stops
-        assert made.handle(AttemptFailed("broken", "closed", "no"), 1.2) == []
+        assert made.handle(FailedAttempt("broken", "closed", "no"), 1.2) == []
         waiting = link(name=name, peer=peer)
         assert StopDialing() in waiting.handle(greeted(1, dialed=False), 1.1)
 
@@ -313,7 +313,7 @@ def test_an_attempt_under_way_goes_on_when_what_the_peer_dialed_ends() -> None:
         made.handle(greeted(1, dialed=False), 1.1)
         made.handle(Resumed(1), 1.2)
         if failed:
-            made.handle(AttemptFailed("broken", "closed", "no"), 1.3)
+            made.handle(FailedAttempt("broken", "closed", "no"), 1.3)
         lost = made.handle(Lost(1, "closed", "replaced there"), 1.4)
         assert any(isinstance(effect, Dial) for effect in lost) is dials
         assert made.state == "waiting"
@@ -328,7 +328,7 @@ def test_an_attempt_under_way_goes_on_when_what_the_peer_dialed_ends() -> None:
     made.handle(AttemptBegan(), 1.0)
     made.handle(greeted(1, dialed=False), 1.1)
     made.handle(Lost(1, "closed", "replaced there"), 1.4)
-    assert only(made.handle(AttemptFailed("broken", "closed", "no"), 1.5), Dial)
+    assert only(made.handle(FailedAttempt("broken", "closed", "no"), 1.5), Dial)
 
 
 def test_stopping_ends_all_and_refuses_newcomers() -> None:
@@ -361,7 +361,7 @@ def test_attempts_count_since_the_last_connection_was_up() -> None:
     made = link()
     for _ in range(3):
         made.handle(AttemptBegan(), 1.0)
-        made.handle(AttemptFailed("unreachable", "unreachable", "no"), 1.0)
+        made.handle(FailedAttempt("unreachable", "unreachable", "no"), 1.0)
     made.handle(AttemptBegan(), 2.0)
     up(made)
     assert made.attempts == 4
@@ -379,7 +379,7 @@ def test_a_connection_that_was_never_up_does_not_end_the_count_of_attempts() -> 
 
 def test_a_listener_never_dials_whatever_comes() -> None:
     made = link(dials=False)
-    effects = made.handle(AttemptFailed("broken", "closed", "late"), 1.0)
+    effects = made.handle(FailedAttempt("broken", "closed", "late"), 1.0)
     effects += made.handle(NetworkChanged(), 1.0)
     up(made, dialed=False)
     effects += made.handle(Deadline(), 1000.0)
@@ -400,7 +400,7 @@ def test_a_retry_during_the_handshake_follows_an_attempt_that_fails_at_once() ->
     made.handle(AttemptBegan(), 1.0)
     made.handle(Opening(), 1.1)
     assert made.handle(RetryNow(), 1.2) == []
-    expired = AttemptFailed("rejected", "tls", "your certificate has expired")
+    expired = FailedAttempt("rejected", "tls", "your certificate has expired")
     assert only(made.handle(expired, 1.3), Dial) == Dial(0.0)
     made.handle(AttemptBegan(), 1.3)
     made.handle(Opening(), 1.4)

@@ -8,7 +8,7 @@ import pytest
 from linkd.errors import BadRecord, RemoteProtocolError
 from linkd.protocol import client, peer
 from linkd.protocol.records import (
-    Record,
+    EncodedRecord,
     check_raw,
     check_records,
     decode_records,
@@ -54,11 +54,11 @@ def test_items_of_a_newer_version_are_ignored() -> None:
 
 
 def test_frames_are_joined_unopened_and_read_back() -> None:
-    frames = [client.Ack(1, 5), client.Credit(2, 10)]
+    frames = [client.ConsumerAck(1, 5), client.Credit(2, 10)]
     joined = client.join(map(client.encode_frame, frames), 2)
     assert joined == client.encode(frames)
     assert client.decode_from_client(joined) == frames
-    acked = [client.Acked(1, 5)]
+    acked = [client.ConsumerAcked(1, 5)]
     assert client.decode_from_daemon(client.encode(acked)) == acked
 
 
@@ -128,10 +128,10 @@ def test_a_hello_whose_patterns_cost_too_much_is_refused() -> None:
 
 
 def test_a_frame_is_checked_as_its_daemon_will_read_it() -> None:
-    assert client.checked(client.Ack(1, 5)) == client.Ack(1, 5)
+    assert client.checked(client.ConsumerAck(1, 5)) == client.ConsumerAck(1, 5)
     for wrong in (
-        client.Ack(1, -1),
-        client.Ack(1, 2**64),
+        client.ConsumerAck(1, -1),
+        client.ConsumerAck(1, 2**64),
         client.Wait(1, "\ud800", "orders", 1, 1.0),
         client.Wait(1, "hub", "orders", 1, object()),  # type: ignore[arg-type]
     ):
@@ -141,7 +141,7 @@ def test_a_frame_is_checked_as_its_daemon_will_read_it() -> None:
 
 @pytest.mark.parametrize("sequence", [1, 127, 128, 2**32, 2**53])
 def test_a_publish_gets_another_number(sequence: int) -> None:
-    records = encode_records((Record(b"x"),))
+    records = encode_records((EncodedRecord(b"x"),))
     encoded = client.encode_frame(client.Publish(7, "orders", 1, records, 2.0, ("id",)))
     frame = client.Publish(sequence, "orders", 1, records, 2.0, ("id",))
     assert client.renumbered(encoded, sequence) == client.encode_frame(frame)

@@ -21,9 +21,9 @@ from linkd.core.session_effects import (
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
 from linkd.protocol.peer import BatchMessage, Cursor, EpochEnd, EpochStart, Hello, Volatile
-from linkd.protocol.records import Batch, Origin, Record, SourcePosition, encode_records
+from linkd.protocol.records import Batch, EncodedRecord, Origin, SourcePosition, encode_records
 
-BODY = encode_records([Record(b"x")])
+BODY = encode_records([EncodedRecord(b"x")])
 
 
 def hello(node: str, cursor: Cursor | None = None, **changes: Any) -> Hello:

@@ -12,8 +12,8 @@ import pytest
 from linkd.core.session import Handshake, Session
 from linkd.core.session_effects import (
     Acked,
-    Diverged,
     Effect,
+    EpochsDiverged,
     ForwardVolatile,
     LogEvent,
     OffsetsLost,
@@ -43,8 +43,8 @@ from linkd.protocol.records import (
     BATCH_OVERHEAD_BYTES,
     MAX_BATCH_BYTES,
     Batch,
+    EncodedRecord,
     Origin,
-    Record,
     SourcePosition,
     decode_records,
     encode_records,
@@ -130,7 +130,7 @@ def begun(cursor: Cursor | None = None, **changes: Any) -> Session:
 
 def step(previous: int, next: int, *bodies: bytes, **changes: Any) -> BatchMessage:
     """Return a step with these records."""
-    records = encode_records(Record(body) for body in bodies)
+    records = encode_records(EncodedRecord(body) for body in bodies)
     fields: dict[str, Any] = {
         "channel": "orders",
         "count": len(bodies),
@@ -159,7 +159,7 @@ def step(previous: int, next: int, *bodies: bytes, **changes: Any) -> BatchMessa
 def batch(offset: int, *bodies: bytes, **changes: Any) -> Batch:
     """Return a batch of our log."""
     fields: dict[str, Any] = {"channel": "orders", "ttl": None, "stamp": 0.0} | changes
-    records = encode_records(Record(body) for body in bodies)
+    records = encode_records(EncodedRecord(body) for body in bodies)
     origin = Origin("edge", "edgelog", "m1", offset)
     return Batch(
         offset,
@@ -180,7 +180,7 @@ def sent(effects: Sequence[Effect]) -> list[peer.Message]:
     return [peer.decode(each.payload) for each in effects if isinstance(each, Send)]
 
 
-LARGE = encode_records([Record(bytes(70_000))])
+LARGE = encode_records([EncodedRecord(bytes(70_000))])
 FULL, REST = LARGE[:MAX_BATCH_BYTES], LARGE[MAX_BATCH_BYTES:]
 BEGINNING = step(10, 11, b"", count=1, size=len(LARGE), records=FULL)
 VOLATILE = Volatile("orders", 2, b"\xc0", 1.0, None, "hub", "r", 1)
@@ -340,7 +340,7 @@ def test_what_we_do_not_take_is_left_out_and_the_cursor_moves() -> None:
     assert isinstance(store, Store)
     assert (store.batch.count, store.batch.records) == (0, b"")
     assert store.batch.source == SourcePosition("hub", "hublog", "e1", 10, 12)
-    records = encode_records([Record(b"v")])
+    records = encode_records([EncodedRecord(b"v")])
     volatile = Volatile("secret", 1, records, 1.0, None, "hub", "r", 1)
     assert session.received(volatile, 0.0) == [RecordsRefused("secret", 1)]
     assert session.inbound.received_records == 0
@@ -351,7 +351,7 @@ def test_what_we_do_not_take_is_left_out_and_the_cursor_moves() -> None:
 
 def test_packed_records_are_stored_unpacked_and_bad_ones_refused() -> None:
     session = begun(unpack=unpacked, max_records_bytes=2000)
-    records = encode_records([Record(bytes(900))])
+    records = encode_records([EncodedRecord(bytes(900))])
     small = packed(records)
     good = step(10, 11, b"", encoding="zstd", size=len(small), records=small)
     (store,) = session.received(good, 0.0)
@@ -422,8 +422,8 @@ def test_without_a_common_epoch_nothing_is_sent() -> None:
     ):
         session = made()
         effects = greeted(session, cursor, theirs)
-        assert [type(each) for each in effects] == [Diverged]
-        assert isinstance(effects[0], Diverged)
+        assert [type(each) for each in effects] == [EpochsDiverged]
+        assert isinstance(effects[0], EpochsDiverged)
         assert whose in effects[0].detail
         assert "linkd resync hub" in effects[0].detail
         assert session.outbound.offer([], 200, 0.0, 0.0) == []
@@ -488,7 +488,7 @@ def test_a_large_record_goes_in_parts_with_room_asked_for_between() -> None:
                 assert isinstance(message, BatchMessage)
                 assert (message.previous, message.next) == (2, 3)
                 assert len(got) == first.size
-    assert got == encode_records([Record(body)])
+    assert got == encode_records([EncodedRecord(body)])
     assert outbound.sent_records == 2
 
 
@@ -737,7 +737,7 @@ def test_a_record_a_little_above_64_kib_is_not_cut(size: int, messages: int) -> 
     for message in found:
         stored += [each for each in other.received(message, 0.0) if isinstance(each, Store)]
     (store,) = stored
-    assert decode_records(store.batch.records, 1) == [Record(bytes(size))]
+    assert decode_records(store.batch.records, 1) == [EncodedRecord(bytes(size))]
 
 
 def test_what_finds_no_room_is_left_out_until_it_is_sent_again() -> None:

@@ -14,11 +14,11 @@ import pytest
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from linkd.drill.testbed import Authority, hold, remove_leftovers
+from linkd.drill.testbed import DrillAuthority, hold, remove_leftovers
 from linkd.net.certificates import load_certificates, load_key_pair
 
 
-def verify(authority: Authority, leaf: x509.Certificate, address: str, after: float) -> None:
+def verify(authority: DrillAuthority, leaf: x509.Certificate, address: str, after: float) -> None:
     """Verify the hub's certificate as the edge will so many seconds from now."""
     store = Store(load_certificates(authority.file))
     builder = PolicyBuilder().store(store).time(datetime.now(UTC) + timedelta(seconds=after))
@@ -26,7 +26,7 @@ def verify(authority: Authority, leaf: x509.Certificate, address: str, after: fl
 
 
 def test_the_hub_s_certificate_ends_when_it_was_asked_to(tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
+    authority = DrillAuthority(tmp_path)
     leaf = load_key_pair(*authority.issue("192.0.2.7", 8.0)).leaf
     verify(authority, leaf, "192.0.2.7", -300.0)
     verify(authority, leaf, "192.0.2.7", 4.0)
@@ -37,7 +37,7 @@ def test_the_hub_s_certificate_ends_when_it_was_asked_to(tmp_path: Path) -> None
 
 
 def test_a_new_one_replaces_the_old_and_its_key_stays_closed(tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
+    authority = DrillAuthority(tmp_path)
     first = load_key_pair(*authority.issue("192.0.2.7", 8.0))
     files = authority.issue("192.0.2.7", 3600.0)
     second = load_key_pair(*files)

@@ -8,7 +8,7 @@ from typing import Any
 
 from linkd.log.commit import CommitGroup
 from linkd.log.frame import HEAD
-from linkd.log.writer import Failed, WriteJob, Writer, Written
+from linkd.log.writer import WriteFailed, WriteJob, Writer, Written
 from tests.support.disk import RecordingFiles
 from tests.support.turns import Turns
 
@@ -34,7 +34,7 @@ def test_behind_a_failure_nothing_of_its_era_is_written(tmp_path: Path) -> None:
     writer.stop(lambda: ended.append(True))
     turns.until(lambda: ended)
     said: list[Any] = [one for one in reports if one is not None]
-    assert [type(one) for one in said] == [Failed]
+    assert [type(one) for one in said] == [WriteFailed]
     assert (said[0].error.errno, said[0].usable) == (errno.EIO, False)
     assert list(tmp_path.iterdir()) == []
 
@@ -45,7 +45,7 @@ def test_a_new_era_is_written_behind_a_failure(tmp_path: Path) -> None:
     files.refuse_sync = errno.EIO
     writer.queue.put(job(tmp_path, 0, 1))
     writer.start(None, 0)
-    turns.until(lambda: any(isinstance(one, Failed) for one in reports))
+    turns.until(lambda: any(isinstance(one, WriteFailed) for one in reports))
     files.refuse_sync = 0
     writer.queue.put(job(tmp_path, 1, 1))
     turns.until(lambda: any(isinstance(one, Written) for one in reports))

@@ -21,9 +21,9 @@ from linkd.protocol.channels import Patterns
 from linkd.protocol.records import (
     BATCH_OVERHEAD_BYTES,
     Batch,
+    EncodedRecord,
     NewRecords,
     Origin,
-    Record,
     encode_records,
 )
 from tests.support.fake_node import FakeNode, make_config
@@ -214,7 +214,7 @@ def events(node: FakeNode, name: str) -> list[dict[str, Any]]:
 def publish(node: FakeNode, channel: str, count: int = 1, size: int = 1000) -> None:
     """Publish records, each in a batch of its own."""
     for _ in range(count):
-        records = encode_records((Record(bytes(size)),))
+        records = encode_records((EncodedRecord(bytes(size)),))
         node.log.append(NewRecords(channel, 1, records, 1.0), lambda _: None)
 
 

@@ -21,7 +21,7 @@ from linkd.protocol.json import (
     render_body,
     rfc3339,
 )
-from linkd.protocol.records import Record, Unreadable
+from linkd.protocol.records import EncodedRecord, Unreadable
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_what_is_no_record_is_shown_whole() -> None:
     broken = Unreadable(b"\xc1")
     assert body_of(broken) == ("base64", "wQ==")
     assert extras_of(broken) == {"unreadable": True}
-    plain = Record(b"7", content_type="application/json", headers={"a": "b"})
+    plain = EncodedRecord(b"7", content_type="application/json", headers={"a": "b"})
     assert (body_of(plain)[0], extras_of(plain)) == ("data", {"headers": {"a": "b"}})
-    assert extras_of(Record(b"")) == {}
+    assert extras_of(EncodedRecord(b"")) == {}
 
 
 def test_of_a_large_body_of_json_no_value_is_built() -> None:

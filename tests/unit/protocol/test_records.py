@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from linkd.errors import BadRecord, BodyTooLarge, LinkdError
 from linkd.protocol.records import (
     Batch,
+    EncodedRecord,
     Origin,
-    Record,
     Unreadable,
     _are_alike,
     _ends,
@@ -33,7 +33,7 @@ from linkd.protocol.records import (
 
 def batch(*bodies: bytes, ttl: float | None = None) -> Batch:
     """Return a batch from offset 10 on, stored at 100."""
-    records = encode_records(Record(body) for body in bodies)
+    records = encode_records(EncodedRecord(body) for body in bodies)
     origin = Origin("far", "log", "e", 7)
     return Batch(10, "orders", len(bodies), records, 1.0, origin, "m", ttl, 100.0)
 
@@ -84,7 +84,7 @@ def at_depth(frames: int, call: Callable[[], object]) -> object:
         return type(error)
 
 
-RECORD = Record(b"body", "created", "id-1", "text/plain", {"trace-id": "7", "empty": ""})
+RECORD = EncodedRecord(b"body", "created", "id-1", "text/plain", {"trace-id": "7", "empty": ""})
 GOOD = encode_records((RECORD,))
 
 
@@ -114,28 +114,28 @@ def test_a_deep_record_is_unreadable_and_those_beside_it_are_not() -> None:
 
 def test_headers_come_back_and_none_cost_one_byte() -> None:
     assert decode_records(GOOD, 1) == [RECORD]
-    assert len(encode_records((Record(b"x"),))) == len(b"\x94\xc4\x01x\xa0\xa0\xa0") + 1
-    assert decode_records(b"\x94\xc4\x01x\xa0\xa0\xa0", 1) == [Record(b"x")]
-    assert decode_records(b"\x91\xc4\x01x", 1) == [Record(b"x")]
+    assert len(encode_records((EncodedRecord(b"x"),))) == len(b"\x94\xc4\x01x\xa0\xa0\xa0") + 1
+    assert decode_records(b"\x94\xc4\x01x\xa0\xa0\xa0", 1) == [EncodedRecord(b"x")]
+    assert decode_records(b"\x91\xc4\x01x", 1) == [EncodedRecord(b"x")]
 
 
 @pytest.mark.parametrize(
     "record",
     [
-        Record(b"", "x" * 256),
-        Record(b"", "", "x" * 256),
-        Record(b"", "", "", "x" * 256),
-        Record(b"", headers={"Upper": "x"}),
-        Record(b"", headers={"x" * 65: "x"}),
-        Record(b"", headers={"": "x"}),
-        Record(b"", headers={"x\n": "x"}),
-        Record(b"", headers={"x": "x" * 256}),
-        Record(b"", headers={"x": "a\r\nb"}),
-        Record(b"", headers={"x": "a\n"}),
-        Record(b"", headers={f"x{number}": "" for number in range(17)}),
+        EncodedRecord(b"", "x" * 256),
+        EncodedRecord(b"", "", "x" * 256),
+        EncodedRecord(b"", "", "", "x" * 256),
+        EncodedRecord(b"", headers={"Upper": "x"}),
+        EncodedRecord(b"", headers={"x" * 65: "x"}),
+        EncodedRecord(b"", headers={"": "x"}),
+        EncodedRecord(b"", headers={"x\n": "x"}),
+        EncodedRecord(b"", headers={"x": "x" * 256}),
+        EncodedRecord(b"", headers={"x": "a\r\nb"}),
+        EncodedRecord(b"", headers={"x": "a\n"}),
+        EncodedRecord(b"", headers={f"x{number}": "" for number in range(17)}),
     ],
 )
-def test_what_is_out_of_bounds_is_refused_at_the_publisher(record: Record) -> None:
+def test_what_is_out_of_bounds_is_refused_at_the_publisher(record: EncodedRecord) -> None:
     encoded = encode_records((record,))
     with pytest.raises(BadRecord):
         check_records(encoded, 1, 1 << 20)
@@ -145,7 +145,7 @@ def test_what_is_out_of_bounds_is_refused_at_the_publisher(record: Record) -> No
 def test_the_bounds_themselves_are_taken() -> None:
     word = "é" * 255
     headers = {f"{number:064}": word for number in range(16)}
-    full = Record(b"", word, word, word, headers)
+    full = EncodedRecord(b"", word, word, word, headers)
     encoded = encode_records((full,))
     check_records(encoded, 1, 1 << 20)
     assert read_records(encoded, 1) == [full]
@@ -155,7 +155,7 @@ def test_the_bounds_themselves_are_taken() -> None:
 def test_flat_items_of_a_later_version_are_ignored(item: object) -> None:
     more = msgspec.msgpack.encode([b"x", "t", "", "", {"a": "b"}, item, item, item])
     check_records(more + GOOD, 2, 1 << 20)
-    assert read_records(more + GOOD, 2) == [Record(b"x", "t", headers={"a": "b"}), RECORD]
+    assert read_records(more + GOOD, 2) == [EncodedRecord(b"x", "t", headers={"a": "b"}), RECORD]
     nested = msgspec.msgpack.encode([b"x", "t", "", "", {"a": "b"}, [[item]]])
     with pytest.raises(BadRecord):
         check_records(nested, 1, 1 << 20)
@@ -163,7 +163,7 @@ def test_flat_items_of_a_later_version_are_ignored(item: object) -> None:
 
 def test_bodies_are_bounded_to_the_byte() -> None:
     for size in (1000, 100_000):
-        two = encode_records((Record(b"y"), Record(b"x" * size, "t" * 255)))
+        two = encode_records((EncodedRecord(b"y"), EncodedRecord(b"x" * size, "t" * 255)))
         check_records(two, 2, size)
         with pytest.raises(BodyTooLarge, match=f"at most {size - 1} bytes"):
             check_records(two, 2, size - 1)
@@ -185,7 +185,7 @@ def test_headers_of_an_application_are_checked_and_lowered() -> None:
     "headers", [None, {"a": ""}, {f"{n:064}": "\U0001f600" * 255 for n in range(16)}]
 )
 def test_the_bytes_of_headers_are_never_guessed_too_low(headers: dict[str, str] | None) -> None:
-    with_them = encode_records((Record(b"", headers=headers),))
+    with_them = encode_records((EncodedRecord(b"", headers=headers),))
     assert headers_bytes(headers) >= len(with_them) - len(b"\x95\xc4\x00\xa0\xa0\xa0")
 
 
@@ -231,7 +231,7 @@ def test_records_are_checked_as_they_are_split(
         with pytest.raises(BadRecord):
             _ends(whole, count)
     if count > 0:
-        assert all(isinstance(one, Record) for one in read_records(whole, count))
+        assert all(isinstance(one, EncodedRecord) for one in read_records(whole, count))
 
 
 def _sizes(whole: bytes, count: int) -> list[int]:
@@ -259,7 +259,7 @@ def test_every_head_of_msgpack_is_stepped_over_as_msgspec_does() -> None:
     st.integers(1, 60),
 )
 def test_runs_are_as_long_as_the_bound_allows(sizes: list[int], max_bytes: int) -> None:
-    each = [encode_records((Record(bytes(size)),)) for size in sizes]
+    each = [encode_records((EncodedRecord(bytes(size)),)) for size in sizes]
     runs = runs_of(b"".join(each), len(each), max_bytes)
     at = 0
     for place, (count, records) in enumerate(runs):
@@ -278,7 +278,7 @@ def test_all_of_a_batch_is_the_batch() -> None:
 
 
 ALIKE = st.builds(
-    lambda body, type_, headers: encode_records((Record(body, type_, headers=headers),)),
+    lambda body, type_, headers: encode_records((EncodedRecord(body, type_, headers=headers),)),
     st.integers(0, 400).map(bytes),
     st.text(max_size=4),
     st.none() | st.just({"trace-id": "7"}),
@@ -314,11 +314,11 @@ def verdict(check: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("size", [0, 100, 300, 4000])
 def test_bodies_of_one_length_are_alike_whatever_they_hold(size: int) -> None:
-    records = [Record(bytes([number]) * size, "created") for number in range(16)]
+    records = [EncodedRecord(bytes([number]) * size, "created") for number in range(16)]
     assert _are_alike(encode_records(records), 16)
-    assert not _are_alike(encode_records([*records[1:], Record(bytes(size), "creates")]), 16)
-    assert not _are_alike(encode_records([*records[1:], Record(bytes(size + 1))]), 16)
-    assert not _are_alike(encode_records([Record(b"", "x" * 100)] * 16), 16)
+    assert not _are_alike(encode_records([*records[1:], EncodedRecord(bytes(size), "creates")]), 16)
+    assert not _are_alike(encode_records([*records[1:], EncodedRecord(bytes(size + 1))]), 16)
+    assert not _are_alike(encode_records([EncodedRecord(b"", "x" * 100)] * 16), 16)
     for malformed in (b"\xc0\xc4\x01a", b"\x91\xa2aa", b"\x92\xc4\x01a\xc0", b"\x91\xc4\x09a"):
         assert not _are_alike(malformed * 16, 16)
 
@@ -328,7 +328,7 @@ def test_bodies_of_one_length_are_alike_whatever_they_hold(size: int) -> None:
 @pytest.mark.parametrize("spread", [0, 1])
 def test_bodies_are_bounded_however_they_are_looked_at(count: int, size: int, spread: int) -> None:
     bodies = [b"x" * (size + spread * (place % 2)) for place in range(count)]
-    records = encode_records([Record(body) for body in bodies])
+    records = encode_records([EncodedRecord(body) for body in bodies])
     most = max(map(len, bodies))
     check_records(records, count, most)
     with pytest.raises(BodyTooLarge):
