@@ -151,7 +151,7 @@ def drop_buffers(transport: object) -> None:
 
 
 class FairShare:
-    """Schedules the callers of the API: round robin, first in first out within a caller.
+    """Schedules the callers of the API: a slice each in rotation, first in first out within one.
 
     Only callers with a queued job have a queue, so the memory is bounded by the connections.
 
@@ -171,6 +171,7 @@ class FairShare:
         )
         self._queues: OrderedDict[str, deque[Callable[[], None]]] = OrderedDict()
         self._until: float | None = None  # when this iteration's share ends; None: it is whole
+        self._slice_until = 0.0  # when the turn of the caller whose jobs run now ends
         self._is_running = self._is_planned = False
 
     def left(self) -> float:
@@ -182,7 +183,8 @@ class FairShare:
             if self._call_at_iteration_end is None and not self._is_running:
                 return SLICE_SECONDS
             self._begin(now)
-        return max(0.0, min(SLICE_SECONDS, (self._until or now) - now))
+        slice_left = self._slice_until - now if self._is_running else SLICE_SECONDS
+        return max(0.0, min(slice_left, (self._until or now) - now))
 
     def end(self) -> float:
         """Return when the caller's slice ends, on the reactor's clock."""
@@ -222,23 +224,27 @@ class FairShare:
             self._clock.callLater(0, self._run)
 
     def _run(self) -> None:
-        """Run queued jobs, one at least, until the share is used up."""
+        """Run queued jobs, one at least, until the share is used up.
+
+        A caller's turn is a slice of time, so that many short jobs are no worse than one long one.
+        """
         self._is_planned, self._is_running = False, True
-        queues = self._queues
+        queues, now = self._queues, self._clock.seconds()
         if self._until is None:
-            self._begin(self._clock.seconds())
+            self._begin(now)
         try:
             while queues:
-                caller, jobs = queues.popitem(last=False)
-                job = jobs.popleft()
-                if jobs:
-                    queues[caller] = jobs  # behind the other callers
-                try:
-                    job()
-                except Exception as error:  # noqa: BLE001 - the others have their turn
-                    detail = f"{type(error).__name__}: {error}"
-                    events.emit("node.internal-error", where="a turn of the api", detail=detail)
-                if self._clock.seconds() >= (self._until or 0.0):
+                caller, jobs = next(iter(queues.items()))
+                until = self._slice_until = min(now + SLICE_SECONDS, self._until or now)
+                while jobs:
+                    self._work(jobs.popleft())
+                    now = self._clock.seconds()
+                    if now >= until:
+                        break
+                queues.move_to_end(caller)
+                if not jobs:
+                    del queues[caller]
+                if now >= (self._until or 0.0):
                     break
         finally:
             self._is_running = False
@@ -246,3 +252,11 @@ class FairShare:
                 self._over()
             if queues:
                 self._plan()
+
+    @staticmethod
+    def _work(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:  # noqa: BLE001 - the others have their turn
+            detail = f"{type(error).__name__}: {error}"
+            events.emit("node.internal-error", where="a turn of the api", detail=detail)

@@ -221,8 +221,28 @@ def test_jobs_of_one_caller_keep_their_order() -> None:
     for name in ("a1", "a2", "b1", "a3", "b2"):
         share.queue(lambda name=name: done.append(name), name[0])
     loop.advance(0)
-    assert done == ["a1", "b1", "a2", "b2", "a3"]
+    assert done == ["a1", "a2", "a3", "b1", "b2"]
     assert share.left() == SLICE_SECONDS
+
+
+def test_many_short_jobs_of_one_caller_are_a_turn_like_a_long_one_of_another() -> None:
+    loop = StepClock()
+    share = FairShare(loop)
+    done: list[str] = []
+
+    def job(caller: str, seconds: float) -> Callable[[], None]:
+        def work() -> None:
+            assert 0 < share.left() <= SLICE_SECONDS
+            done.append(caller)
+            loop.rightNow += seconds
+
+        return work
+
+    for _ in range(300):
+        share.queue(job("short", SLICE_SECONDS / 50.5), "short")
+        share.queue(job("long", SLICE_SECONDS), "long")
+    loop.advance(0)
+    assert (done.count("short"), done.count("long")) == (102, 2)
 
 
 def test_a_mistake_in_a_job_costs_no_other_its_turn(said: list[Any]) -> None:
