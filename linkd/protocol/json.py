@@ -20,16 +20,15 @@ MAX_JSON_DEPTH = 60
 
 _any = msgspec.json.Decoder()
 _unread = msgspec.json.Decoder(msgspec.Raw)
-_LARGE_BYTES = 1 << 20
+_LARGE_BYTES = 1 << 14
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _OPENING, _CLOSING = re.compile(rb"\[+"), re.compile(rb"\]+")
 
 _SHAPE = bytes.maketrans(b"123456789E", b"000000000e")
 _LARGE_NUMBERS = (b"e000", b"0" * 300)
-_LARGE_NUMBER = re.compile(
-    rb"(?<![0-9.])[0-9.]++(?:[eE]\+?[0-9]{3,}|(?<=[0-9.]{300})(?:[eE][-+]?[0-9]+)?)"
-)
+_APART = bytes.maketrans(b'[]{}:,"', b" " * 7)
+_APART_BYTES = 1 << 16
 _FIRST_SECOND = datetime(1, 1, 1, tzinfo=UTC).timestamp()
 _LAST_SECOND = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
@@ -42,7 +41,8 @@ def media_type(content_type: str) -> str:
 def check_syntax(body: bytes) -> None:
     """Raise where a body is no JSON in UTF-8.
 
-    Of a large one no value is built: of 16 MiB of brackets that took 3 s, and takes 0.08.
+    Of a large one no lists and objects are built: of 900 kB of brackets that took 76 ms and takes
+    5, of 16 MiB 3 s and 0.08.
 
     Raises:
         msgspec.DecodeError, UnicodeDecodeError, RecursionError: It is none.
@@ -53,7 +53,17 @@ def check_syntax(body: bytes) -> None:
     _unread.decode(body)
     body.decode()
     if _may_have_large_numbers(body):
-        _any.decode(b"[" + b",".join(_LARGE_NUMBER.findall(_outside_strings(body))) + b"]")
+        _check_numbers(_outside_strings(body).translate(_APART))
+
+
+def _check_numbers(numbers: bytes) -> None:
+    """Raise where a number is beyond what parsers take; a piece at a time bounds the memory."""
+    begin = 0
+    while begin < len(numbers):
+        end = numbers.find(b" ", begin + _APART_BYTES)
+        piece = numbers[begin:] if end < 0 else numbers[begin:end]
+        _any.decode(b"[" + b",".join(piece.split()) + b"]")
+        begin += len(piece)
 
 
 def _may_have_large_numbers(body: bytes) -> bool:

@@ -91,12 +91,12 @@ def test_what_is_no_record_is_shown_whole() -> None:
 
 
 def test_of_a_large_body_of_json_no_value_is_built() -> None:
-    body = b"[" + b"[]," * 400_000 + b"[]]"
+    body = b"[" + b"[]," * 300_000 + b"[]]"
     tracemalloc.start()
     check_syntax(body)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < 3 * len(body), "16 MiB of it held the loop for 3 s"
+    assert most < 3 * len(body), "900 kB of it held the loop for 76 ms, 16 MiB for 3 s"
     for wrong in (body[:-1], body[:-1] + b',"\xff"]', body[:-1] + b',"\\ud83d"]'):
         with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
             check_syntax(wrong)
@@ -108,7 +108,7 @@ def test_of_a_large_body_of_json_no_value_is_built() -> None:
 )
 def test_a_number_that_parsers_refuse_is_no_json_in_a_large_body_either(number: str) -> None:
     small = f'{{"1e999": "1e999", "a": {number}}}'.encode()
-    for body in (small, b" " * (1 << 20) + small):
+    for body in (small, b" " * (1 << 20) + small, b"[" + b"1e100," * 20_000 + small + b"]"):
         with pytest.raises(msgspec.DecodeError):
             check_syntax(body)
         assert render_body(body, "application/json")[0] == "text"
@@ -119,6 +119,6 @@ def test_a_number_that_parsers_refuse_is_no_json_in_a_large_body_either(number: 
 )
 def test_a_number_that_parsers_take_is_json_in_a_large_body_too(number: str) -> None:
     small = f'{{"1e999": "\\\\", "\\"1e999": "1e999", "a": [{number},{number}]}}'.encode()
-    for body in (small, b" " * (1 << 20) + small):
+    for body in (small, b" " * (1 << 20) + small, b"[" + b"1e100," * 20_000 + small + b"]"):
         check_syntax(body)
         assert render_body(body, "application/json")[0] == "data"
