@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,11 @@ from linkd.protocol.records import Batch, read_records
 NDJSON = "application/x-ndjson"
 to_json = msgspec.json.Encoder().encode
 """Returns a value's JSON."""
+
+
+def to_json_line(value: Any) -> bytes:
+    """Return JSON and a newline, so that curl leaves the shell's prompt on a line of its own."""
+    return to_json(value) + b"\n"
 
 
 def check_json(body: bytes, where: str = "the body") -> None:

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from linkd import events
-from linkd.api.bodies import to_json
+from linkd.api.bodies import to_json_line
 from linkd.api.errors import ApiError
 from linkd.config import LimitSettings
 
@@ -218,7 +218,7 @@ class Response(msgspec.Struct, frozen=True):
 
 def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return an answer in JSON."""
-    return Response(status, to_json(value), headers=headers or {})
+    return Response(status, to_json_line(value), headers=headers or {})
 
 
 MAX_REQUEST_BYTES = 17_825_792
@@ -455,7 +455,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
 
 def refused(refusal: ApiError) -> Response:
     """Return a refusal as an answer."""
-    return Response(refusal.status, to_json(refusal.body()), headers=refusal.headers)
+    return Response(refusal.status, to_json_line(refusal.body()), headers=refusal.headers)
 
 
 def internal_error(where: str, failure: Failure | None = None) -> ApiError:

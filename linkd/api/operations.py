@@ -291,7 +291,7 @@ async def pair(api: ApiServer, call: Call) -> Response:
     request = call.request
     target = request.path.decode("ascii", "replace")
     status, body = await api.pairing(request.method.decode("latin-1"), target, call.request.body())
-    return Response(status, body)
+    return Response(status, body + b"\n")
 
 
 async def trim(api: ApiServer, call: Call) -> Response:

@@ -196,7 +196,7 @@ class Page:
             pieces += (record, b",")
         if self.records:
             pieces.pop()
-        pieces.append(b'],"next":%d,"gap":%b}' % (self.next, to_json(gap)))
+        pieces.append(b'],"next":%d,"gap":%b}\n' % (self.next, to_json(gap)))
         self.records = []
         return b"".join(pieces)
 
@@ -297,7 +297,7 @@ async def present(api: ApiServer, call: Call) -> Response:
         await api.share.turn(call.caller.name)
     presence = api.presence
     there = {"count": presence.count(channel), "members": presence.members(channel)}
-    return Response(200, to_json({"channel": channel, **there}))
+    return answer({"channel": channel, **there})
 
 
 async def record(api: ApiServer, call: Call) -> Response:

@@ -14,7 +14,7 @@ from twisted.web import http
 from linkd import events
 from linkd.api.access import wants_websocket
 from linkd.api.auth import ANYONE, STRANGER
-from linkd.api.bodies import to_json
+from linkd.api.bodies import to_json_line
 from linkd.api.errors import ApiError
 from linkd.api.http import (
     BODY_BYTES,
@@ -204,7 +204,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """Answer 400: the input is not HTTP, or its head is too large."""
-        body = to_json(
+        body = to_json_line(
             ApiError("malformed", "expected HTTP/1.1 with a head within limits.header_bytes").body()
         )
         self.transport.writeSequence(
