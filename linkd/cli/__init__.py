@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "peers": ("pairing", "list the peers that were paired"),
     "revoke": ("pairing", "take a pairing back"),
     "report": ("report", "write one file for a bug report, without secrets"),
-    "completion": ("completion", "print what bash or zsh needs to complete commands"),
+    "completion": ("completion", "print what bash, zsh or fish needs to complete commands"),
     "version": ("version", "print the version"),
 }
 """Command: its module in `linkd.cli`, and one line of help.

@@ -29,6 +29,31 @@ _linkd() {{
 complete -o default -F _linkd linkd
 """
 
+_FISH: Final = """\
+# Put into ~/.config/fish/config.fish: linkd completion --fish | source
+function __linkd_in
+    set -l words (commandline -opc)
+    set -e words[1]
+    while set -q words[1]
+        switch $words[1]
+            case -c --config --socket
+                set -q words[2]; and set -e words[2]
+            case '-*'
+            case '*'
+                test (count $argv) = 0; or contains -- $words[1] $argv
+                return
+        end
+        set -e words[1]
+    end
+    return 1
+end
+complete -c linkd -f
+complete -c linkd -n 'not __linkd_in' -s c -l config -rF -d 'configuration file'
+complete -c linkd -n 'not __linkd_in' -l socket -rF -d "the daemon's socket"
+complete -c linkd -n '__linkd_in {peers}' -a '(linkd completion --peers 2>/dev/null)'
+{lines}
+"""
+
 _PAGE: Final = """\
 .TH LINKD 8 "" "linkd {version}" "System Manager's Manual"
 .SH NAME
@@ -53,16 +78,22 @@ _WITH_PEER: Final = frozenset({"status", "outages", "kick", "resync", "revoke", 
 """Commands whose next word is a peer's name."""
 
 
+_FILES: Final = frozenset({"FILE", "PATH", "DIR"})
+"""What the value of an option is called where it is a file."""
+
+
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "completion",
-        help="print what bash or zsh needs to complete commands",
-        description='Print a script for bash and zsh: eval "$(linkd completion)".',
+        help="print what bash, zsh or fish needs to complete commands",
+        description='Print a script for bash and zsh: eval "$(linkd completion)"; for fish: linkd'
+        " completion --fish | source.",
     )
     from linkd.cli.options import add_socket  # noqa: PLC0415
 
     add_socket(parser)
+    parser.add_argument("--fish", action="store_true", help="print the script for fish")
     parser.add_argument("--peers", action="store_true", help="print the names of all peers")
     parser.add_argument("--man", action="store_true", help="print the manual page linkd(8)")
     parser.set_defaults(run=run)
@@ -79,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
         for link in http.get(arguments, "/v1/status").json()["links"]:
             print(link["peer"])
         return exits.OK
-    print(script(), end="")
+    print(fish_script() if arguments.fish else script(), end="")
     return exits.OK
 
 
@@ -92,6 +123,36 @@ def script() -> str:
         peers = "yes" if name in _WITH_PEER else ""
         cases.append(f'    {name}) local options="{" ".join(options)}" peers={peers} ;;')
     return _SCRIPT.format(cases="\n".join(cases), commands=" ".join(sorted(parsers)))
+
+
+def fish_script() -> str:
+    """Return the script for fish; commands, options and their help are taken from the parsers."""
+    from linkd.cli import COMMANDS  # noqa: PLC0415
+
+    lines = []
+    for name, parser in sorted(_parsers().items()):
+        about = _quoted(COMMANDS[name][1])
+        lines.append(f"complete -c linkd -n 'not __linkd_in' -a {name} -d {about}")
+        for action in parser._actions:
+            words = [f"complete -c linkd -n '__linkd_in {name}'"]
+            words += [
+                f"-{'l' if option.startswith('--') else 's'} {option.lstrip('-')}"
+                for option in action.option_strings
+            ]
+            if action.choices:
+                words.append(f"-a {_quoted(' '.join(map(str, action.choices)))}")
+            if action.option_strings and action.nargs != 0:
+                names_file = action.metavar in _FILES
+                words.append("-rF" if names_file else "-x")
+            if len(words) > 1:
+                lines.append(" ".join([*words, f"-d {_quoted(action.help or '')}"]))
+    return _FISH.format(peers=" ".join(sorted(_WITH_PEER)), lines="\n".join(lines))
+
+
+def _quoted(text: str) -> str:
+    """Return text as one word of fish."""
+    escaped = text.replace("%%", "%").replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def manual_page() -> str:

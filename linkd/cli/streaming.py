@@ -95,7 +95,7 @@ async def _print(arguments: argparse.Namespace, output: TextIO) -> None:
     left = arguments.count
     async with connected(arguments) as node:
         records = node.subscribe(
-            *arguments.patterns, consumer=arguments.consumer, start=arguments.start
+            *arguments.patterns, consumer=arguments.consumer or "", start=arguments.start
         )
         async for run in records.batches():
             shown = run if left is None else run[:left]

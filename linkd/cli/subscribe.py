@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ from linkd.cli import exits, http
 from linkd.cli.options import add_socket
 from linkd.cli.status import decode
 from linkd.client.options import MAX_OFFSET
+from linkd.protocol.channels import check_patterns
 
 
 def add(subparsers: Any) -> None:
@@ -29,7 +31,7 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--consumer",
-        default="",
+        type=_consumer,
         metavar="NAME",
         help="go on where that consumer stood, and acknowledge what is printed",
     )
@@ -44,6 +46,17 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--count", type=_count, metavar="N", help="end after so many messages")
     parser.add_argument("--json", action="store_true", help="print one object a line")
     parser.set_defaults(run=run)
+
+
+def _consumer(text: str) -> str:
+    from linkd.config.settings import CONSUMER_NAME_PATTERN  # noqa: PLC0415 - only here
+
+    if re.fullmatch(CONSUMER_NAME_PATTERN, text):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text[:63]!r} is no consumer's name: expected 1 to 63 letters, digits, '.', '_' or '-',"
+        " the first a letter or a digit"
+    )
 
 
 def _start(text: str) -> int | str:
@@ -90,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.count == 0:
         return exits.OK
+    check_patterns(arguments.patterns)  # before a notice, which would promise what is refused
     if arguments.consumer or isinstance(arguments.start, int):
         notice = _start_notice(arguments)
         if notice is not None:

@@ -579,6 +579,23 @@ def test_the_dashboards_address_comes_from_the_configuration(
 
 
 @pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (["orders", "--consumer", "b b"], "'b b' is no consumer's name: expected 1 to 63", 2),
+        (["orders", "--consumer", ""], "'' is no consumer's name", 2),
+        (["or ders", "--consumer", "new"], "'or ders'", 4),
+    ],
+)
+def test_what_is_refused_begins_nowhere(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str], words: list[str], said: str, code: int
+) -> None:
+    assert main(["subscribe", *words]) == code
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "begins now" not in printed
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--consumer", "new"], "new consumer 'new' begins now, at offset 12,346; --from earliest"),

@@ -1,7 +1,8 @@
-"""The script for shells names every command and option, and bash takes it."""
+"""The scripts for shells name every command and option, and bash and fish take them."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 
 import pytest
@@ -60,3 +61,40 @@ def test_the_manual_page_is_roff_without_a_warning() -> None:
 def test_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion"]) == 0
     assert capsys.readouterr().out == completion.script()
+
+
+def test_fish_gets_every_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "--fish"]) == 0
+    script = capsys.readouterr().out
+    assert script == completion.fish_script()
+    for name, parser in completion._parsers().items():
+        assert f"-n 'not __linkd_in' -a {name} -d '" in script
+        long = [each for each in parser._option_string_actions if each.startswith("--")]
+        for option in long:
+            line = rf"^complete -c linkd -n '__linkd_in {name}' .*-l {option[2:]} .*-d '.+'$"
+            assert re.search(line, script, re.MULTILINE), option
+    for line in script.splitlines():
+        quotes = re.sub(r'"[^"]*"|\\.', "", line).count("'")
+        assert quotes % 2 == 0 or line.startswith("#"), line
+
+
+def in_fish(typed: str) -> dict[str, str]:
+    """Return what fish offers for a command line, with the descriptions."""
+    need("fish")
+    program = f"function linkd; echo hub; end\n{completion.fish_script()}\ncomplete -C '{typed}'"
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", program], capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    offered = [line.partition("\t") for line in done.stdout.splitlines()]
+    return {word: about for word, _, about in offered}
+
+
+def test_fish_offers_commands_options_and_peers() -> None:
+    assert sorted(in_fish("linkd ")) == sorted(COMMANDS)
+    assert in_fish("linkd sub") == {"subscribe": COMMANDS["subscribe"][1]}
+    assert list(in_fish("linkd status --w")) == ["--watch"]
+    assert list(in_fish("linkd -c file --socket path kick h")) == ["hub"]
+    assert in_fish("linkd version h") == {}
+    assert {"--consumer", "--from"} <= set(in_fish("linkd subscribe --"))
+    assert "/etc/hostname" in in_fish("linkd check --config /etc/hostna")
