@@ -94,7 +94,8 @@ from twisted.internet import task
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 import linkd.client.twisted
 
-HOOKS = ["key", "on_open", "on_message", "on_close", "on_error", "observer", "on", "encode"]
+HOOKS = ["key", "on_open", "on_message", "on_close", "on_error", "observer", "on"]
+HOOKS += ["encode", "decode"]
 
 async def attempt(reactor, hook, kind):
     errors, called = [], []
@@ -105,6 +106,8 @@ async def attempt(reactor, hook, kind):
             return "a key"
         if hook == "encode" and len(called) > 1:
             return given[0].encode(), "text/plain"
+        if hook == "decode" and len(called) > 1:
+            return given[0].decode()
         if kind == "raises":
             raise RuntimeError("my label is gone")
         if kind == "is cancelled":
@@ -129,6 +132,13 @@ async def attempt(reactor, hook, kind):
                 await node.publish("a", "0")
             except (RuntimeError, CancelledError, TypeError) as error:
                 errors.append(error)
+        if hook == "decode":  # called when the application reads `data`, in its own code
+            await node.publish("a", "0")
+            record = await anext(records)
+            try:
+                record.data
+            except (RuntimeError, CancelledError) as error:
+                errors.append(error)
         await node.publish("a", "1")
         assert "rejected" in states
         states.clear()
@@ -136,12 +146,16 @@ async def attempt(reactor, hook, kind):
         while "waiting" not in states or node.status.value.state != "up":
             await task.deferLater(reactor, 0.005)
         await node.publish("a", "2")
-        assert [(await anext(records)).text for _ in range(2)] == ["1", "2"]
+        later = [await anext(records) for _ in range(2)]
+        assert [record.text for record in later] == ["1", "2"]
+        assert hook != "decode" or [record.data for record in later] == ["1", "2"]
     if hook != "on_error":
         assert called, (hook, kind)
         told = {"raises": "label", "is cancelled": "cancelled"}.get(kind)
         if hook == "encode":
             told = {"raises": "label", "is cancelled": ""}.get(kind, "expected encode")
+        if hook == "decode" and kind == "is cancelled":
+            told = ""
         if hook == "key" and kind == "hangs":
             told = "no answer"
         if told is not None:
