@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from secrets import token_urlsafe
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
 
 CONFIRM_SECONDS = 0.05
 """So soon after messages a consumer's client is asked whether it has received them."""
+
+UNACKED_BYTES = 262_144
+"""So many bytes of records a consumer's client gets ahead of its acks, and a batch at least."""
 
 LARGEST_EVERY = 4
 """Once in so many times that there is room, the largest message goes first."""
@@ -255,6 +259,8 @@ class TextSession(ClientSession):
             self._subscribe(frame)
         elif frame.kind == "unsubscribe":
             self._unsubscribe(frame)
+        elif frame.kind == "ack":
+            self._acknowledge(frame)
         elif frame.kind == "publish":
             self._publish(frame)
 
@@ -262,14 +268,17 @@ class TextSession(ClientSession):
         start: Start = "latest" if frame.start is None else frame.start
         if frame.seen:
             start = resumed(self.api.node.log, frame.seen)
-        sink = self._follow(frame.channel or "", start, frame.subscription)
+        consumer = None if frame.consumer is None else lasting_consumer(frame.consumer)
+        sink = self._follow(frame.channel or "", start, frame.subscription, consumer)
         if self._presence:
             self._join(sink.pattern, True)
         if frame.id is not None and sink.subscription is not None:
             more = {} if sink.name is None else {"epoch": sink.epoch}
             self._ack(frame.id, sink.subscription.next, **more)
 
-    def _follow(self, pattern: str, start: Start, name: Name | None = None) -> TextSink:
+    def _follow(
+        self, pattern: str, start: Start, name: Name | None = None, consumer: str | None = None
+    ) -> TextSink:
         """Follow a pattern; a pattern without a name that is already followed restarts."""
         self.caller.check_patterns((pattern,))
         most = self.api.node.config.limits.subscriptions
@@ -283,8 +292,8 @@ class TextSession(ClientSession):
             raise ApiError("too-many", f"at most {most} subscriptions (limits.subscriptions)")
         if before is not None:
             before.close()
-        sink = TextSink(self, self.api, pattern, name)
-        sink.subscribe(self.caller, (pattern,), start)
+        sink = (TextSink if consumer is None else AckedSink)(self, self.api, pattern, name)
+        sink.subscribe(self.caller, (pattern,), start, consumer)
         self._subscriptions[key] = sink
         return sink
 
@@ -299,6 +308,22 @@ class TextSession(ClientSession):
         self._leave(*sink.patterns)
         if frame.id is not None:
             self._ack(frame.id, self.api.node.log.next)
+
+    def _acknowledge(self, frame: TextFrame) -> None:
+        """Move a consumer's cursor; an ack that is refused ends no subscription."""
+        sink = self._subscriptions.get(("id", frame.subscription or ""))
+        if not isinstance(sink, AckedSink):
+            wanted = str(frame.subscription)[:64]
+            raise ApiError("not-found", f"{wanted} is no subscription of a consumer")
+
+        def stored(error: Exception | None) -> None:
+            if error is not None:
+                word = "not-found" if isinstance(error, LookupError) else "log-full"
+                self._refuse(frame.id, ApiError(word, f"the cursor is not stored: {error}"))
+            elif frame.id is not None:
+                self._ack(frame.id, frame.next)
+
+        sink.acked(frame.next, stored)
 
     def _publish(self, frame: TextFrame) -> None:
         channel = frame.channel or self._channel
@@ -358,7 +383,11 @@ class TextSession(ClientSession):
         keys = [key for key, each in self._subscriptions.items() if each is sink]
         for key in keys:
             del self._subscriptions[key]
-            if reason == "replaced":
+            if reason == "replaced" and sink.name is not None:
+                message = "another client follows as this consumer"
+                self._refuse(None, ApiError("in-use", message), sink.name)
+                self._leave(*sink.patterns)
+            elif reason == "replaced":
                 message = "another client opened with this consumer's name"
                 self.socket.close(*close_of(ApiError("in-use", message)))
             elif reason != "stopped":
@@ -506,6 +535,39 @@ class TextSink(SlicedSink[OutgoingMessage]):
         self.subscription = None
         self.refund()
         self._session.lost(self, reason)
+
+
+class AckedSink(TextSink):
+    """Where the records of a consumer go whose client acknowledges what it has handled."""
+
+    def __init__(
+        self, session: TextSession, api: ApiServer, pattern: str, name: Name | None = None
+    ) -> None:
+        super().__init__(session, api, pattern, name)
+        self._unacked: deque[tuple[int, int]] = deque()  # the next offset, bytes
+        self._unacked_bytes = 0
+
+    def is_open_for(self, size: int) -> bool:
+        """Return whether the client reads, and has handled most of what it has got.
+
+        A batch that has begun goes out whole: an ack in the middle of it makes no room.
+        """
+        has_room = self.is_within or self._unacked_bytes < UNACKED_BYTES
+        return has_room and super().is_open_for(size)
+
+    def batch(self, batch: Batch) -> bool:
+        """Send a batch's records, and count them until they are acknowledged."""
+        self._unacked.append((batch.next, len(batch.records)))
+        self._unacked_bytes += len(batch.records)
+        return super().batch(batch)
+
+    def acked(self, next: int, done: Callable[[Exception | None], None]) -> None:
+        """Move the cursor, and send more."""
+        while self._unacked and self._unacked[0][0] <= next:
+            self._unacked_bytes -= self._unacked.popleft()[1]
+        if self.subscription is not None:
+            self.subscription.ack(next, done)
+        self.resume()
 
 
 class ConfirmedSink(TextSink):

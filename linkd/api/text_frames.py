@@ -26,7 +26,7 @@ RESERVED = frozenset(
     )
 )
 _KEYS = frozenset(("type", "data", "channel", "id", "headers"))
-_CALLS = frozenset(("ping", "pong", "subscribe", "unsubscribe"))
+_CALLS = frozenset(("ping", "pong", "subscribe", "unsubscribe", "ack"))
 
 _UNREADABLE = object()
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -46,7 +46,7 @@ life, and others pass in between."""
 Name = str | int
 """A client's name for a frame or a subscription."""
 
-Kind = Literal["publish", "subscribe", "unsubscribe", "ping", "pong"]
+Kind = Literal["publish", "subscribe", "unsubscribe", "ack", "ping", "pong"]
 """The kinds of client messages."""
 
 
@@ -64,6 +64,8 @@ class TextFrame(msgspec.Struct, frozen=True):
         headers: The headers of what is to be published, None if none.
         subscription: The client's name of a subscription, None where its pattern names it.
         seen: How far the client has this log, by epochs, oldest first.
+        consumer: The named consumer as which it is followed, if any.
+        next: Of an ack: everything below is done.
     """
 
     kind: Kind
@@ -76,6 +78,8 @@ class TextFrame(msgspec.Struct, frozen=True):
     headers: dict[str, str] | None = None
     subscription: Name | None = None
     seen: tuple[EpochEnd, ...] = ()
+    consumer: str | None = None
+    next: int = 0
 
 
 class FrameRefused(ApiError):
@@ -102,16 +106,28 @@ class OutgoingMessage(msgspec.Struct, frozen=True):
         return len(self.payload)
 
 
+_GivenName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | int
+
+
 class _Follow(msgspec.Struct, forbid_unknown_fields=True):
     """The payload of `subscribe` and `unsubscribe`."""
 
     channel: str = ""
-    subscription: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | int | None = None
+    subscription: _GivenName | None = None
+    consumer: str | None = None
     seen: Annotated[tuple[EpochEnd, ...], msgspec.Meta(max_length=64)] = ()
     from_: int | Literal["earliest", "latest"] | None = msgspec.field(default=None, name="from")
 
 
+class _Ack(msgspec.Struct, forbid_unknown_fields=True):
+    """The payload of an `ack` for a consumer's subscription."""
+
+    subscription: _GivenName
+    next: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
 _follow = msgspec.json.Decoder(_Follow)
+_ack = msgspec.json.Decoder(_Ack)
 
 
 def parse(payload: bytes, binary: bool) -> TextFrame:
@@ -193,17 +209,18 @@ def _typed(given: dict[str, msgspec.Raw]) -> TextFrame | None:
     if type_ in RESERVED - _CALLS:
         raise FrameRefused(f"{type_} is a reserved type", id_)
     try:
-        if type_ in ("subscribe", "unsubscribe"):
-            return _following(type_, given.get("data"), id_)
+        if type_ in ("subscribe", "unsubscribe", "ack"):
+            data = given.get("data", b"null")
+            return _acknowledged(data, id_) if type_ == "ack" else _following(type_, data, id_)
         checked = check_headers(headers or {})
     except LinkdError as error:
         raise FrameRefused(str(error), id_) from None
     return TextFrame("publish", bytes(given["data"]), type_, JSON, channel, id_, headers=checked)
 
 
-def _following(type_: str, data: msgspec.Raw | None, id_: Name | None) -> TextFrame:
+def _following(type_: str, data: bytes | msgspec.Raw, id_: Name | None) -> TextFrame:
     try:
-        wanted = _follow.decode(data if data is not None else b"null")
+        wanted = _follow.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(
             "malformed", f'{type_}: expected {{"channel":PATTERN,"from":OFFSET}}: {error}'
@@ -216,6 +233,8 @@ def _following(type_: str, data: msgspec.Raw | None, id_: Name | None) -> TextFr
     )
     if type_ == "subscribe" and not wanted.channel:
         raise ApiError("malformed", "channel: expected a channel or a pattern")
+    if wanted.consumer is not None and (wanted.subscription is None or wanted.seen):
+        raise ApiError("malformed", "consumer: expected it with `subscription`, and without `seen`")
     return TextFrame(
         kind,
         channel=wanted.channel,
@@ -223,7 +242,18 @@ def _following(type_: str, data: msgspec.Raw | None, id_: Name | None) -> TextFr
         start=start,
         subscription=wanted.subscription,
         seen=wanted.seen,
+        consumer=wanted.consumer,
     )
+
+
+def _acknowledged(data: bytes | msgspec.Raw, id_: Name | None) -> TextFrame:
+    try:
+        done = _ack.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(
+            "malformed", f'ack: expected {{"subscription":NAME,"next":OFFSET}}: {error}'
+        ) from None
+    return TextFrame("ack", id=id_, subscription=done.subscription, next=done.next)
 
 
 def _plain(value: msgspec.Raw | None) -> Any:

@@ -105,6 +105,10 @@ TEXTS: dict[str, Callable[[], list[str | bytes]]] = {
     ],
     "subscribe": lambda: [_told("subscribe", {"channel": f"a.{n}{DEEP}"}) for n in range(1000)],
     "unsubscribe": lambda: [_told("unsubscribe", {"channel": LONG})] * 3000,
+    "ack": lambda: [
+        _told("subscribe", {"channel": "a", "subscription": 1, "consumer": "c"}),
+        *[_told("ack", {"subscription": 1, "next": n}) for n in range(3000)],
+    ],
     "ping": lambda: [_told("ping")] * 3000,
     "pong": lambda: [_told("pong", "x" * 1_000_000), *[_told("pong")] * 3000],
 }

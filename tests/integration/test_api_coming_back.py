@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,91 @@ async def test_consumers_keep_their_owner_and_rights(served: Served) -> None:
     await thread(run)
     assert next_of(served, "p1") == 1
     assert next_of(served, "p1", "shop") > 0
+
+
+def follow(wire: ClientConnection, channel: str = "orders", **more: object) -> Any:
+    """Follow a channel under the name "s"; return the data of the ack."""
+    data = {"channel": channel, "subscription": "s", "consumer": "w1", **more}
+    wire.send(json.dumps({"type": "subscribe", "data": data, "id": "i"}))
+    answer = hear(wire)
+    assert answer["type"] == "ack", answer
+    return answer["data"]
+
+
+def acknowledge(wire: ClientConnection, next: int) -> Any:
+    frame = {"type": "ack", "data": {"subscription": "s", "next": next}, "id": "a"}
+    wire.send(json.dumps(frame))
+    return hear(wire)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_subscription_is_a_consumers_that_moves_by_acks_alone(served: Served) -> None:
+    def run() -> None:
+        publish(served, 1, 2, 3)
+        with dial(served, "linkd=1") as wire:
+            assert hear(wire)["type"] == "opened"
+            assert follow(wire, **{"from": "earliest"})["offset"] == 1
+            assert [hear(wire)["data"] for _ in range(3)] == [1, 2, 3]
+            time.sleep(0.1)
+            assert next_of(served, "w1") == 1
+            assert acknowledge(wire, 3)["data"] == {"id": "a", "offset": 3}
+            assert next_of(served, "w1") == 3
+        with dial(served, "linkd=1") as wire:
+            hear(wire)
+            assert follow(wire, **{"from": "earliest"})["offset"] == 3
+            assert hear(wire)["data"] == 3
+
+    await thread(run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_more_is_sent_ahead_of_the_acks_than_a_window(served: Served) -> None:
+    """Twenty batches of 60 kB: five of them, then one for each ack."""
+
+    def heard(wire: ClientConnection) -> list[int]:
+        found: list[int] = []
+        with suppress(TimeoutError):
+            while True:
+                message = json.loads(wire.recv(timeout=0.5))
+                if message["type"] != "position":
+                    found.append(message["offset"])
+        return found
+
+    def run() -> None:
+        for _ in range(20):
+            served.fetch("POST", "/v1/channels/orders", b"x" * 60_000)
+        with dial(served, "envelope=1&channel=") as wire:
+            follow(wire, **{"from": 1})
+            assert heard(wire) == [1, 2, 3, 4, 5]
+            wire.send('{"type":"ack","data":{"subscription":"s","next":2}}')
+            assert heard(wire) == [6]
+            wire.send('{"type":"ack","data":{"subscription":"s","next":7}}')
+            assert heard(wire) == [7, 8, 9, 10, 11]
+
+    await thread(run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replaced_consumer_ends_alone_and_an_ack_that_is_refused_ends_nothing(
+    served: Served,
+) -> None:
+    def run() -> None:
+        with dial(served, "linkd=1") as one, dial(served, "linkd=1") as two:
+            hear(one), hear(two)
+            follow(one)
+            refused = acknowledge(two, 1)
+            assert refused["data"]["error"] == "not-found"
+            assert "subscription" not in refused["data"]
+            follow(two)
+            ended = hear(one)
+            assert ended["type"] == "error"
+            assert (ended["data"]["error"], ended["data"]["subscription"]) == ("in-use", "s")
+            publish(served, 1)
+            assert hear(two)["data"] == 1
+            one.send('{"type":"message","data":2,"channel":"orders","id":"p"}')
+            assert hear(one)["data"]["id"] == "p"
+
+    await thread(run)
 
 
 @pytest_twisted.ensureDeferred

@@ -175,7 +175,10 @@ TEXTS: dict[str, list[str]] = {
     "subscribe": [
         '{{"type":"subscribe","data":{{"channel":"orders"}},"id":"{id}"}}',
         '{{"type":"subscribe","data":{{"channel":"chat","consumer":"{consumer}"}}}}',
+        '{{"type":"subscribe","data":{{"channel":"orders","consumer":"{consumer}","subscription":1}}}}',
+        '{{"type":"subscribe","data":{{"channel":"chat","consumer":"{consumer}","subscription":1}}}}',
     ],
+    "ack": ['{{"type":"ack","data":{{"subscription":"{consumer}","next":9}},"id":"{id}"}}'],
     "unsubscribe": ['{{"type":"unsubscribe","data":{{"channel":"orders"}},"id":"{id}"}}'],
     "ping": ['{{"type":"ping"}}'],
     "pong": ['{{"type":"pong"}}'],

@@ -69,6 +69,13 @@ test("in Node.js", async () => {
   assert.deepEqual(stub.records.map(({ type, data }) => [type, data]), [["created", { total: 12 }]]);
 });
 
+test("a worker that is a named consumer", async () => {
+  stub.publish("orders", "created", { total: 1 });
+  await example('consumer: "billing"', { node: client(), bill: async (...what) => shown.push(what) });
+  await until(() => stub.cursors.get("billing") === 2);
+  assert.deepEqual(shown, [[{ total: 1 }, 1]]);
+});
+
 test("messages, and the end of a subscription", async () => {
   const node = client();
   stub.publish("orders.new", "created", 1);
@@ -146,6 +153,28 @@ test("EventSource", async () => {
   await until(() => shown.length === 1);
   assert.deepEqual([shown[0][0], shown[0][1].data], ["1", 5]);
   stream.close();
+});
+
+test("the page of docs/jobs/status-light.md", withBrowser, async () => {
+  stub.key = null;
+  const text = await readFile(new URL("../../docs/jobs/status-light.md", import.meta.url), "utf8");
+  stub.pages.set("/light.html", /^```html\n(.*?)^```$/ms.exec(text)[1]);
+  const browser = await launch();
+  try {
+    const { page, wrong } = await openPage(browser, `${stub.url}/light.html`);
+    const light = (colour) => until(async () => (await page.textContent("#light")) === colour);
+    await light("up");
+    stub.cut("hub");
+    await light("down");
+    stub.restore("hub");
+    await light("up");
+    stub.mute = true;
+    stub.cutConnections();
+    await light("unknown");
+    assert.deepEqual(wrong, []);
+  } finally {
+    await browser.close();
+  }
 });
 
 test("a page", withBrowser, async () => {

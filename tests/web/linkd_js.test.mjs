@@ -237,6 +237,108 @@ test("each subscription has a stream of its own, and one that is refused ends al
   assert.ok(node._subscriptions.has(orders));
 });
 
+const consume = (node, call, options) => node.subscribe("orders", call, { consumer: "billing", ...options });
+
+test("a consumer handles one message after the other, and a later program goes on behind them", async () => {
+  for (const each of [1, 2, 3, 4]) stub.publish("orders", "created", each);
+  const node = client();
+  const [begun, done] = [[], []];
+  let goOn = null;
+  consume(node, async ({ data }) => {
+    begun.push(data);
+    if (data === 3) await new Promise((resolve) => (goOn = resolve));
+    done.push(data);
+  }, { from: "earliest" });
+  await until(() => goOn !== null && stub.cursors.get("billing") === 3);
+  assert.deepEqual([begun, done], [[1, 2, 3], [1, 2]]);
+  node.close();
+  const got = [];
+  const next = client();
+  consume(next, ({ data }) => void got.push(data), { from: "earliest" });
+  await until(() => stub.cursors.get("billing") === 5);
+  assert.deepEqual(got, [3, 4]);
+  goOn();
+  stub.publish("other", "created", 5);
+  const { _id: subscription } = [...next._subscriptions][0];
+  for (const each of stub.sockets.clients) stub.send(each, { type: "position", data: { subscription, next: 6 } });
+  await until(() => stub.cursors.get("billing") === 6);
+});
+
+test("what a consumer had not done when the connection fell comes again; an ack of before counts for nothing", async () => {
+  const node = client();
+  const begun = [];
+  const waiting = [];
+  const subscription = consume(node, ({ data }) => {
+    begun.push(data);
+    return new Promise((resolve) => waiting.push(resolve));
+  });
+  await until(() => subscription.next === 1);
+  stub.publish("orders", "created", "a");
+  await until(() => begun.length === 1);
+  stub.cutConnections();
+  await until(() => stub.seen.upgrades.length === 2 && subscription._begun);
+  waiting[0]();
+  await until(() => begun.length === 2);
+  assert.equal(stub.cursors.get("billing"), 1);
+  waiting[1]();
+  await until(() => stub.cursors.get("billing") === 2);
+  assert.deepEqual(begun, ["a", "a"]);
+});
+
+test("a message whose function fails is reported and comes again, and nothing passes it", async (t) => {
+  t.mock.method(console, "error", () => {});
+  const node = client();
+  const [got, reported] = [[], []];
+  node.addEventListener("error", ({ detail }) => reported.push(detail.code));
+  const subscription = consume(node, async ({ data }) => {
+    got.push(data);
+    if (data === 1 && got.length < 2) throw new Error("not yet");
+  });
+  await until(() => subscription.next === 1);
+  stub.publish("orders", "created", 1);
+  stub.publish("orders", "created", 2);
+  await until(() => got.length === 1);
+  assert.equal(stub.cursors.get("billing"), 1);
+  await until(() => stub.cursors.get("billing") === 3, 3);
+  assert.deepEqual([got, reported], [[1, 1, 2], ["application"]]);
+});
+
+test("a consumer that stops itself has its message acknowledged; calls by type are not a consumer's", async () => {
+  const node = client();
+  const [got, byType] = [[], []];
+  node.on("created", (data) => byType.push(data));
+  const subscription = consume(node, ({ data }) => {
+    got.push(data);
+    if (data === 2) subscription.unsubscribe();
+  });
+  const plain = node.subscribe("orders");
+  await begun([subscription, plain]);
+  for (const each of [1, 2, 3]) stub.publish("orders", "created", each);
+  await until(() => byType.length === 3 && !node._subscriptions.has(subscription));
+  await until(() => stub.cursors.get("billing") === 3);
+  assert.deepEqual([got, byType], [[1, 2], [1, 2, 3]]);
+});
+
+test("a consumer that another program took ends, and says so", async () => {
+  const node = client();
+  const reported = [];
+  node.addEventListener("error", ({ detail }) => reported.push(detail.code));
+  const subscription = consume(node, () => {});
+  await begun([subscription]);
+  const data = { id: null, error: "in-use", message: "another client follows as this consumer", subscription: subscription._id };
+  for (const each of stub.sockets.clients) stub.send(each, { type: "error", data });
+  await until(() => reported.length === 1);
+  assert.deepEqual([reported, node._subscriptions.size], [["in-use"], 0]);
+});
+
+test("a consumer's name and function are checked in the call", () => {
+  const node = client();
+  for (const wrong of ["", "a b", "resume.x", "-a", "x".repeat(64), 7, {}]) {
+    assert.throws(() => consume(node, () => {}, { consumer: wrong }), /TypeError: consumer: expected/);
+  }
+  assert.throws(() => consume(node, null), TypeError);
+});
+
 test("a second subscription gets the history while messages come live", async () => {
   const got = { live: [], history: [], byType: [] };
   const node = client();

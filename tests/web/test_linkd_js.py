@@ -36,6 +36,28 @@ def test_no_argument_and_no_function_of_the_application_stops_other_calls() -> N
 
 
 @pytest.mark.timing
+def test_a_consumer_goes_on_over_ends_of_the_node_and_of_itself() -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with Daemon("edge-1", f'http = "127.0.0.1:{port}"\nrequire_key = false\n') as daemon:
+        with Driver("worker.mjs", url, "0", "600") as seen:
+            seen.wait(lambda said: "handled" in said, 10)
+            for _ in range(3):
+                time.sleep(0.7)
+                daemon.kill()
+                daemon.start()
+            seen.wait(lambda said: "once" in said, 29)
+        first = dict(seen.seen[-1][1])
+        figures.tell(f"linkd.js, a consumer over 3 ends: {first}")
+        with Driver("worker.mjs", url, "600", "5") as seen:
+            seen.wait(lambda said: "once" in said, 10)
+        second = seen.seen[-1][1]
+    assert (first["once"], first["in_order"], first["behind"]) == (600, True, 0)
+    assert first["repeats"] <= 3 * 40, "far more than was under way when the node ended"
+    assert second == {"once": 5, "in_order": True, "repeats": 0, "failures": 0, "behind": 0}
+
+
+@pytest.mark.timing
 def test_nothing_is_lost_doubled_or_out_of_order_over_faults_without_a_pause() -> None:
     """`LINKD_CHAOS_SECONDS` makes it longer than CI has time for."""
     seconds = float(os.environ.get("LINKD_CHAOS_SECONDS", "9"))

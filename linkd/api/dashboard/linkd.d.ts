@@ -214,14 +214,19 @@ export declare class Linkd extends EventTarget {
     off(type: string, call?: (data: any, message: Message) => void): void;
     /**
      * Follow a channel or a pattern, across reconnects, each message once.
+     *
+     * As a named consumer the node remembers how far it is, also when this program ends: `call` gets one message at a
+     * time, in order, and a message is done once `call` has returned, or its promise is fulfilled. After a failure `call`
+     * gets it again, after 1 to 15 s; what was not done when the connection fell comes again. No calls by type are made.
      * @param {string} pattern
-     * @param {((message: Message) => void) | null} [call] Beside the calls by type.
-     * @param {{from?: number | "earliest" | "latest" | null}} [options] The first offset wanted; by default what comes
-     *   from now on.
+     * @param {((message: Message) => any) | null} [call] Beside the calls by type.
+     * @param {{from?: number | "earliest" | "latest" | null, consumer?: string | null}} [options] The first offset wanted;
+     *   by default what comes from now on. With `consumer` it counts only where the node does not know that name yet.
      * @throws {TypeError} An argument can't be used.
      */
-    subscribe(pattern: string, call?: ((message: Message) => void) | null, options?: {
+    subscribe(pattern: string, call?: ((message: Message) => any) | null, options?: {
         from?: number | "earliest" | "latest" | null;
+        consumer?: string | null;
     }): Subscription;
     /**
      * Publish one message. Resolves once it is on the node's disk (at once, with offset 0, on a volatile channel).

@@ -79,6 +79,11 @@ const ASK_SECONDS = 1;
 const BLIND_SECONDS = 120;
 const SUBPROTOCOL = "linkd.text.1";
 const BEARER = "linkd.bearer.";
+/** A consumer's cursor is moved so often while it is busy, and at once when it is not. */
+const ACK_SECONDS = 0.05;
+/** A message whose function failed is handed to it again after so many seconds, then twice as many, and so on. */
+const FIRST_RETRY_SECONDS = 1;
+const LAST_RETRY_SECONDS = 15;
 /** Epochs of the log that a subscription remembers. */
 const EPOCHS = 16;
 const RESERVED = ["ping", "pong", "subscribe", "unsubscribe", "ack", "error", "status", "joined", "left", "present", "gap"];
@@ -99,6 +104,9 @@ const DEFAULTS = {
 const POSITIVE = ["pingInterval", "pingTimeout", "connectTimeout", "maxAttempts", "maxPending"];
 const NOT_NEGATIVE = ["minDelay", "maxDelay", "stableAfter"];
 const FUNCTIONS = ["token", "encode", "decode", "random", "fetch", "WebSocket"];
+
+/** As the node has it; `resume.` is for those that come and go. */
+const CONSUMER_NAME = /^(?!resume\.)[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
 
 /** Refusals that pass by themselves. */
 const LATER = ["unavailable", "too-many"];
@@ -188,6 +196,8 @@ export class Subscription {
     this._begun = false;
     /** It is asked for again later; the application knows why. */
     this._away = false;
+    /** A named consumer's, which handles one message after the other. @type {Consumer | null} */
+    this._consumer = null;
   }
 
   /** Nothing more comes. */
@@ -197,6 +207,7 @@ export class Subscription {
 
   /** Where the node is to begin, as a `subscribe` says it. */
   get _start() {
+    if (this._consumer) return { consumer: this._consumer.name, from: this._consumer.from };
     if (this._seen.length > 0) return { seen: this._seen };
     if (this.next !== undefined) return { from: this.next };
     return this._earliest ? { from: "earliest" } : {};
@@ -218,6 +229,10 @@ export class Subscription {
    * @returns {boolean} whether it resumes where it was, not in another log or an older copy of it
    */
   _begin(offset, epoch, sameLog) {
+    if (this._consumer) {
+      this._consumer.begin(offset);
+      this._seen = []; // where it was counts for nothing: the cursor is where it goes on
+    }
     const same = this._seen.length === 0 || (sameLog && offset >= /** @type {number} */ (this.next));
     if (!same) this._seen = sameLog ? this._seen.filter(([, next]) => next <= offset) : [];
     if (!same || this._first === undefined) this._first = offset;
@@ -229,8 +244,113 @@ export class Subscription {
 
   /** Whether its own stream brings, or has brought, this message. @param {string} channel @param {number} offset */
   _has(channel, offset) {
-    if (!covers(this.pattern, channel)) return false;
+    if (this._consumer || !covers(this.pattern, channel)) return false;
     return offset ? this._first !== undefined && offset >= this._first : this._begun;
+  }
+}
+
+/** What a named consumer has yet to handle: one message after the other, each until its function has succeeded. @internal */
+class Consumer {
+  /**
+   * @param {string} name
+   * @param {number | "earliest" | "latest"} from Where it begins if the node does not know it.
+   * @param {(message: Message) => Promise<boolean>} handle Whether it succeeded.
+   * @param {(next: number) => void} acknowledge
+   */
+  constructor(name, from, handle, acknowledge) {
+    this.name = name;
+    this.from = from;
+    this._handle = handle;
+    this._acknowledge = acknowledge;
+    /** @type {Message[]} */
+    this._waiting = [];
+    this._working = false;
+    /** Messages of an earlier stream than this one come again: they are not acknowledged. */
+    this._stream = 0;
+    /** Everything below was handled; the node knows it of what is below `_acked`. */
+    this._done = this._acked = 0;
+    this._ackedAt = -Infinity;
+    /** @type {any} */
+    this._ackTimer = null;
+    /** Of the time before a message is handed to its function again. @type {any} */
+    this._timer = null;
+    this._again = () => {};
+    /** Called once the present message is done, if it is to end. @type {(() => void) | null} */
+    this._ends = null;
+  }
+
+  /** The connection fell, or the node begins again at its cursor: what was not acknowledged comes again. @param {number} next */
+  begin(next) {
+    this._stream += 1;
+    this._done = this._acked = next;
+    clearTimeout(this._ackTimer);
+    this._ackTimer = null;
+    this._empty();
+  }
+
+  /** @param {Message} message */
+  take(message) {
+    if (this._ends) return;
+    this._waiting.push(message);
+    this._work();
+  }
+
+  /** Everything below `next` is over, and nothing of it is waiting here. @param {number} next */
+  pass(next) {
+    if (!this._working && this._waiting.length === 0) this._finished(next);
+  }
+
+  /** Take no further message. @param {() => void} ended Called when none is being handled. */
+  end(ended) {
+    this._ends = ended;
+    if (this._working) this._empty();
+    else ended();
+  }
+
+  _empty() {
+    this._waiting = [];
+    clearTimeout(this._timer);
+    this._again();
+  }
+
+  /** Everything below `next` is done: tell the node at once when at rest, else soon. @param {number} next */
+  _finished(next) {
+    this._done = next;
+    if (this._waiting.length === 0 || now() - this._ackedAt >= ACK_SECONDS) this._ack();
+    else this._ackTimer ??= setTimeout(() => this._ack(), ACK_SECONDS * 1000);
+  }
+
+  _ack() {
+    clearTimeout(this._ackTimer);
+    this._ackTimer = null;
+    if (this._done <= this._acked) return;
+    this._acked = this._done;
+    this._ackedAt = now();
+    this._acknowledge(this._done);
+  }
+
+  async _work() {
+    if (this._working) return;
+    this._working = true;
+    for (let delay = FIRST_RETRY_SECONDS; this._waiting.length > 0; ) {
+      const [message] = this._waiting;
+      const stream = this._stream;
+      const succeeded = await this._handle(message);
+      if (stream !== this._stream) continue; // another stream: it is at the front again, or was acknowledged
+      if (succeeded) {
+        this._waiting.shift();
+        delay = FIRST_RETRY_SECONDS;
+        if (message.offset) this._finished(message.offset + 1);
+      } else if (this._waiting.length > 0) {
+        await new Promise((resolve) => {
+          this._again = () => resolve(null);
+          this._timer = setTimeout(this._again, delay * 1000);
+        });
+        delay = Math.min(delay * 2, LAST_RETRY_SECONDS);
+      }
+    }
+    this._working = false;
+    this._ends?.();
   }
 }
 
@@ -379,14 +499,19 @@ export class Linkd extends EventTarget {
 
   /**
    * Follow a channel or a pattern, across reconnects, each message once.
+   *
+   * As a named consumer the node remembers how far it is, also when this program ends: `call` gets one message at a
+   * time, in order, and a message is done once `call` has returned, or its promise is fulfilled. After a failure `call`
+   * gets it again, after 1 to 15 s; what was not done when the connection fell comes again. No calls by type are made.
    * @param {string} pattern
-   * @param {((message: Message) => void) | null} [call] Beside the calls by type.
-   * @param {{from?: number | "earliest" | "latest" | null}} [options] The first offset wanted; by default what comes
-   *   from now on.
+   * @param {((message: Message) => any) | null} [call] Beside the calls by type.
+   * @param {{from?: number | "earliest" | "latest" | null, consumer?: string | null}} [options] The first offset wanted;
+   *   by default what comes from now on. With `consumer` it counts only where the node does not know that name yet.
    * @throws {TypeError} An argument can't be used.
    */
   subscribe(pattern, call, options) {
     const from = options?.from ?? "latest";
+    const consumer = options?.consumer ?? null;
     if (typeof pattern !== "string" || pattern === "" || pattern.length > 8192 || !isWellFormed(pattern)) {
       throw new TypeError("pattern: expected a channel or a pattern");
     }
@@ -394,9 +519,14 @@ export class Linkd extends EventTarget {
     if (from !== "earliest" && from !== "latest" && !(typeof from === "number" && Number.isSafeInteger(from) && from >= 0)) {
       throw new TypeError('from: expected an offset, "earliest" or "latest"');
     }
+    if (consumer !== null && (typeof consumer !== "string" || !CONSUMER_NAME.test(consumer))) {
+      throw new TypeError("consumer: expected 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit");
+    }
+    if (consumer !== null && !call) throw new TypeError("call: a consumer needs a function that handles its messages");
     this._serial += 1;
     const start = from === "latest" ? undefined : from;
     const subscription = new Subscription(this, pattern, call ?? undefined, start, this._serial);
+    if (consumer !== null) subscription._consumer = this._consume(subscription, consumer, from);
     this._subscriptions.add(subscription);
     this._follow();
     return subscription;
@@ -801,6 +931,7 @@ export class Linkd extends EventTarget {
     const subscription = this._followed.get(id);
     if (!subscription || typeof next !== "number") return;
     subscription._move(Math.max(subscription.next ?? 0, next), epoch);
+    subscription._consumer?.pass(next);
     this._finish(subscription);
   }
 
@@ -821,7 +952,9 @@ export class Linkd extends EventTarget {
     const passes = LATER.includes(error.code);
     this._followed.delete(/** @type {string} */ (subscription._id));
     subscription._begun = false;
-    if (subscription._first === undefined && !passes) this._subscriptions.delete(subscription);
+    const isTaken = error.code === "in-use"; // by another program, under this consumer's name
+    subscription._consumer?.begin(0);
+    if (isTaken || (subscription._first === undefined && !passes)) this._subscriptions.delete(subscription);
     else {
       setTimeout(() => {
         if (generation !== this._generation) return;
@@ -845,6 +978,7 @@ export class Linkd extends EventTarget {
     const data = "data" in frame ? frame.data : (text ?? (base64 === undefined ? null : bytes(base64)));
     /** @type {Message} */
     const message = { ...rest, type, origin, headers, offset: offset ?? 0, data };
+    if (subscription._consumer) return subscription._consumer.take(message);
     let keep = true;
     if (subscription._until === undefined) {
       this._guarded(() => {
@@ -859,6 +993,30 @@ export class Linkd extends EventTarget {
       for (const call of [...calls]) this._guarded(() => call(message.data, message));
     }
     this._finish(subscription);
+  }
+
+  /** @param {Subscription} subscription @param {string} name @param {number | "earliest" | "latest"} from */
+  _consume(subscription, name, from) {
+    const handle = async (/** @type {Message} */ message) => {
+      let succeeds = true;
+      let keep = true;
+      this._guarded(() => {
+        const answer = this.onMessage(message);
+        keep = answer !== false;
+        return answer;
+      });
+      try {
+        if (keep) await subscription.call?.(message);
+      } catch (error) {
+        succeeds = false;
+        this._guarded(() => {
+          throw error;
+        });
+      }
+      return succeeds;
+    };
+    return new Consumer(name, from, handle, (next) =>
+      this._guarded(() => void this.send({ type: "ack", data: { subscription: subscription._id, next } })));
   }
 
   /**
@@ -891,8 +1049,10 @@ export class Linkd extends EventTarget {
   /** @param {Subscription} subscription */
   _forget(subscription) {
     if (!this._subscriptions.has(subscription)) return;
+    if (subscription._consumer) return subscription._consumer.end(() => this._remove(subscription));
     const reached = subscription.next ?? 0;
-    const ahead = Math.max(0, ...[...this._subscriptions].map((each) => each.next ?? 0));
+    const others = [...this._subscriptions].filter((each) => !each._consumer);
+    const ahead = Math.max(0, ...others.map((each) => each.next ?? 0));
     // A younger one that is ahead has left it to this one to call those by type.
     if (this._byType.size > 0 && subscription._begun && ahead > reached) subscription._until = ahead;
     else this._remove(subscription);
@@ -907,7 +1067,7 @@ export class Linkd extends EventTarget {
   _remove(subscription) {
     this._subscriptions.delete(subscription);
     subscription._endedAt = this._serial;
-    if (subscription._first !== undefined) this._ended.push(subscription);
+    if (subscription._first !== undefined && !subscription._consumer) this._ended.push(subscription);
     const behind = Math.min(...[...this._subscriptions].map((each) => each.next ?? 0));
     this._ended = this._ended.filter((each) => /** @type {number} */ (each.next) > behind);
     const id = subscription._id;
@@ -1042,7 +1202,10 @@ export class Linkd extends EventTarget {
     this._attempt?.abort();
     this._attempt = null;
     this._parts.clear();
-    for (const each of this._subscriptions) each._begun = false;
+    for (const each of this._subscriptions) {
+      each._begun = false;
+      each._consumer?.begin(0);
+    }
     const socket = this._socket;
     this._socket = null;
     // A state that nobody may act on: it is set before anything of the application is called.

@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url";
 
 const DASHBOARD = fileURLToPath(new URL("../../../linkd/api/dashboard/", import.meta.url));
 const TSC = fileURLToPath(new URL("../node_modules/typescript/bin/tsc", import.meta.url));
-const OPTIONS = "--ignoreConfig --allowJs --declaration --emitDeclarationOnly --skipLibCheck --module esnext --target es2023 --lib es2023,dom";
+const OPTIONS = "--ignoreConfig --allowJs --declaration --emitDeclarationOnly --stripInternal --skipLibCheck --module esnext --target es2023 --lib es2023,dom";
 /** A member of a class whose name begins with `_`, and the comment above it. */
 const PRIVATE = /^ {4}(?:\/\*\*(?:(?!\*\/)[^])*\*\/\n {4})?(?:get |static |set )*_[^\n]*?(?:;|\{\n(?: {5}[^\n]*\n| {4}\}[^\n]*\{\n)* {4}\}[^\n]*;)\n/gm;
 

@@ -21,6 +21,7 @@ export class StubNode {
     this.epochs = [["e-1", 1]];
     this.mostBytes = 1_048_576;
     this.away = new Set(); // patterns that are refused for now
+    this.cursors = new Map(); // of named consumers
     this.ids = new Map();
     this.tokens = new Set();
     this.sessions = new Set();
@@ -142,6 +143,7 @@ export class StubNode {
 
   serve(ws, url) {
     ws.patterns = new Map(); // of each subscription by its name, or by its pattern
+    ws.consumers = new Map(); // of each subscription by its name
     ws.envelope = url.searchParams.get("envelope") === "1";
     ws.wantsStatus = url.searchParams.get("status") === "1";
     ws.channel = url.searchParams.get("channel");
@@ -151,6 +153,7 @@ export class StubNode {
     ws.on("message", (bytes) => this.frame(ws, String(bytes)));
     const opened = { node: "edge-1", version: "1.0.0", log: this.log, epoch: this.epochs.at(-1)[0], next: this.next, max_body_bytes: this.mostBytes };
     if (url.searchParams.get("linkd") === "1") this.send(ws, { type: "opened", data: opened });
+    if (ws.wantsStatus) for (const each of this.links) this.send(ws, { type: "status", data: this.linkStatus(each) });
   }
 
   send(ws, frame) {
@@ -185,13 +188,20 @@ export class StubNode {
     if (type === "ping") return this.send(ws, { type: "pong" });
     if (type === "pong") return;
     if (type === "unsubscribe") return void ws.patterns.delete(data.subscription ?? data.channel);
+    if (type === "ack") return void this.cursors.set(ws.consumers.get(data.subscription), data.next);
     if (type === "subscribe") {
       if (data.channel.startsWith("secret")) {
         return this.send(ws, { type: "error", data: { id, error: "channel-refused", message: `${data.channel} is refused` } });
       }
       if (this.away.has(data.channel)) return this.send(ws, { type: "error", data: { id, error: "channel-refused", message: "not now" } });
-      const from = data.from === "earliest" ? 1 : data.seen ? this.resumed(data.seen) : Math.min(data.from ?? this.next, this.next);
+      const wanted = { earliest: 1, latest: this.next }[data.from] ?? data.from ?? this.next;
+      const cursor = this.cursors.get(data.consumer);
+      const from = data.seen ? this.resumed(data.seen) : (cursor ?? Math.min(wanted, this.next));
       const name = data.subscription ?? data.channel;
+      if (data.consumer) {
+        ws.consumers.set(name, data.consumer);
+        this.cursors.set(data.consumer, from);
+      }
       ws.patterns.set(name, data.channel);
       if (id) this.send(ws, { type: "ack", data: { id, offset: from, epoch: this.epochs.at(-1)[0] } });
       for (const record of this.records) if (record.offset >= from) this.deliver(ws, record, name);
