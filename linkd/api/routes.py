@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -56,7 +57,7 @@ class Param(msgspec.Struct, frozen=True):
     repeated: bool = False
 
 
-class Route(msgspec.Struct, frozen=True):
+class Route(msgspec.Struct, frozen=True, dict=True):
     """One call.
 
     Args:
@@ -101,7 +102,7 @@ class Route(msgspec.Struct, frozen=True):
         """The path, with its `{names}`."""
         return self.call.partition(" ")[2]
 
-    @property
+    @cached_property
     def query_names(self) -> dict[str, bool]:
         """The query parameters, and whether each may be repeated."""
         return {param.name: param.repeated for param in self.query}
@@ -139,6 +140,19 @@ _TIMEOUT = Param(
     minimum=1.0,
     maximum=60.0,
 )
+
+
+def _file(path: str, description: str, kind: str, meaning: str) -> Route:
+    """Return the route of a file that anyone may read, also while the node starts."""
+    return Route(
+        f"GET {path}",
+        description,
+        {200: meaning, 304: "It has not changed."},
+        access="open",
+        produces=(kind,),
+        available_while_starting=True,
+    )
+
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -545,46 +559,21 @@ ROUTES: tuple[Route, ...] = (
         available_while_starting=True,
         any_query=True,
     ),
-    Route(
-        "GET /",
-        "The dashboard.",
-        {200: "A page.", 304: "It has not changed."},
-        access="open",
-        produces=("text/html",),
-        available_while_starting=True,
-    ),
-    Route(
-        "GET /linkd.js",
-        "The client for browsers and Node.js.",
-        {200: "An ES module.", 304: "It has not changed."},
-        access="open",
-        produces=("text/javascript",),
-        available_while_starting=True,
-    ),
-    Route(
-        "GET /linkd.mjs",
+    _file("/", "The dashboard.", "text/html", "A page."),
+    _file("/linkd.js", "The client for browsers and Node.js.", "text/javascript", "An ES module."),
+    _file(
+        "/linkd.mjs",
         "The same, under a name that Node.js takes for an ES module.",
-        {200: "An ES module.", 304: "It has not changed."},
-        access="open",
-        produces=("text/javascript",),
-        available_while_starting=True,
+        "text/javascript",
+        "An ES module.",
     ),
-    Route(
-        "GET /linkd.d.mts",
+    _file(
+        "/linkd.d.mts",
         "Its types for TypeScript; for `linkd.js` they are at `/linkd.d.ts`.",
-        {200: "Declarations.", 304: "It has not changed."},
-        access="open",
-        produces=("text/plain",),
-        available_while_starting=True,
+        "text/plain",
+        "Declarations.",
     ),
-    Route(
-        "GET /linkd.d.ts",
-        "The types of `linkd.js` for TypeScript.",
-        {200: "Declarations.", 304: "It has not changed."},
-        access="open",
-        produces=("text/plain",),
-        available_while_starting=True,
-    ),
+    _file("/linkd.d.ts", "The types of `linkd.js` for TypeScript.", "text/plain", "Declarations."),
     Route(
         "GET /dashboard/{file}",
         "The dashboard's scripts and styles.",
