@@ -273,21 +273,17 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
             if length is not None and length > MAX_REQUEST_BYTES:
                 raise _too_large(length)
             channel.site.answering.admit(self)
-            self._expect_body(length)
+            admitted = self.admitted
+            if length != 0 and (
+                admitted is None or admitted.match.route.access in ("open", "optional")
+            ):
+                raise ApiError("body-too-large", "this call takes no body")
+            if length:
+                self.hold(length)
         except ApiError as refusal:
             self._refuse(refusal)
         except Exception:  # noqa: BLE001 - a bug of ours must not look like a lost connection
             self._refuse(internal_error("admit"))
-
-    def _expect_body(self, length: int | None) -> None:
-        """Raise ApiError where the route takes no body, or there is no room for one like that."""
-        admitted = self.admitted
-        if length != 0 and (
-            admitted is None or admitted.match.route.access in ("open", "optional")
-        ):
-            raise ApiError("body-too-large", "this call takes no body")
-        if length:
-            self.hold(length)
 
     @property
     def budget(self) -> CallerBudget:
