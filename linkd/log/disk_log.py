@@ -329,7 +329,7 @@ class DiskLog(Log):
         self._era = 0
         self._call_at_iteration_end, self._due = edges.call_at_iteration_end, False
         self._under_way_bytes = 0
-        self._retention = Retention(settings, self._segment_bytes, self._clock.ago)
+        self._retention = Retention(settings, self._segment_bytes)
         self._phase = Phase.WRITING
         self._rolls = self._rolled = self._near_limit = False
         self._frames = 0
@@ -458,7 +458,10 @@ class DiskLog(Log):
         self._measure()
         looks = isinstance(outcome, Idle) or now - self._looked >= 1.0
         if looks or self._rolled or self._retention.is_over(self._kept_bytes, self._soon_free):
-            self._keep_bounds()
+            self._rolled = False
+            self._retain()
+            self._keep_snapshots()
+            self._measure()
         if looks:
             self._looked = now
             if now - self._noted >= NOTE_SECONDS:
@@ -466,13 +469,6 @@ class DiskLog(Log):
                 self._note_clock()
         self._pump()
         self._raise_mistakes()
-
-    def _keep_bounds(self) -> None:
-        """Delete what may go, and make a snapshot where one is due."""
-        self._rolled = False
-        self._retain()
-        self._keep_snapshots()
-        self._measure()
 
     def _written(self, job: WriteJob) -> None:
         """A job is on disk: count its frames in, and answer."""
@@ -666,12 +662,13 @@ class DiskLog(Log):
     def _retain(self) -> None:
         """Delete the segments that may go."""
         self._measure()
-        segments, clock = self._segment_set.segments, self.clock()
-        count = self._retention.count(segments, self._kept_bytes, self._soon_free, clock)
+        segments = self._segment_set.segments
+        oldest = self._clock.ago(self.clock(), self._settings.max_age)
+        count = self._retention.count(segments, self._kept_bytes, self._soon_free, oldest)
         if count:
             self._drop(count)
         elif segments == [self._writing] and (
-            self._retention.outlived(segments[0], clock) or self._fills_log(segments[0])
+            self._retention.outlived(segments[0], oldest) or self._fills_log(segments[0])
         ):
             self._roll_segment()
 
@@ -721,7 +718,6 @@ class DiskLog(Log):
         needs no other, and with the next one the older one neither.
         """
         snapshots, held = self._snapshots, self._roller.held
-        waits = any(segment.first < segment.next for segment in held)
         last, retry = self._segment_set.last, self._snapshot_failed + SNAPSHOT_RETRY_SECONDS
         if (
             snapshots.busy
@@ -731,6 +727,7 @@ class DiskLog(Log):
         ):
             return
         newest = snapshots.bases[-1]
+        waits = bool(held) and any(segment.first < segment.next for segment in held)
         if last.number <= newest.number:
             if waits:
                 self._roll_segment()

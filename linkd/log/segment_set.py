@@ -214,7 +214,6 @@ class Retention:
     Args:
         settings: The log's bounds.
         segment_bytes: About the bytes of a segment.
-        ago: Returns what the log's clock was so many seconds before a stamp.
 
     Attributes:
         owed_from: Nothing below it is owed to anybody.
@@ -222,10 +221,7 @@ class Retention:
         freed_bytes: Bytes of files that are being deleted: the disk does not show their room yet.
     """
 
-    def __init__(
-        self, settings: LogSettings, segment_bytes: int, ago: Callable[[float, float], float]
-    ) -> None:
-        self._ago = ago
+    def __init__(self, settings: LogSettings, segment_bytes: int) -> None:
         self._settings = settings
         self._most = settings.max_bytes * 9 // 10 - segment_bytes
         self._wanted = settings.min_free_bytes + SPARE_SEGMENTS * segment_bytes
@@ -242,7 +238,7 @@ class Retention:
         """
         return size > self._most or free < self._wanted
 
-    def count(self, segments: Sequence[Index], size: int, free: int, clock: float) -> int:
+    def count(self, segments: Sequence[Index], size: int, free: int, oldest: float) -> int:
         """Return how many of the oldest segments may go; the last one never does.
 
         A disk with less room than `max_bytes` counts only for what nobody is owed.
@@ -251,9 +247,8 @@ class Retention:
             segments: All of them, oldest first.
             size: Bytes of all, and of what is under way.
             free: Bytes that the disk has left, or soon will have.
-            clock: The log's own time, in seconds.
+            oldest: What is owed to nobody goes if it was stored before, by the log's clock.
         """
-        oldest = self._ago(clock, self._settings.max_age)
         count = 0
         for segment in segments[:-1]:
             over = self.is_over(size, free)
@@ -266,9 +261,8 @@ class Retention:
             count += 1
         return count
 
-    def outlived(self, segment: Index, clock: float) -> bool:
+    def outlived(self, segment: Index, oldest: float) -> bool:
         """Whether a segment has records, all of which are owed to nobody and too old."""
-        oldest = self._ago(clock, self._settings.max_age)
         return segment.first < segment.next <= self.owed_from and segment.stamp < oldest
 
 
