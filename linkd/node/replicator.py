@@ -20,6 +20,7 @@ from linkd.core import session_effects as sessions
 from linkd.core.liveness import Path
 from linkd.core.session import Handshake, Session
 from linkd.errors import Gap, LinkdError, LogClosed, OutOfStep, RemoteProtocolError
+from linkd.log.commit import ignore
 from linkd.log.interface import Appended
 from linkd.net.connection import Connection
 from linkd.protocol import peer as wire
@@ -638,7 +639,7 @@ class Replicator:
         self.perform(self.session.inbound.ack())
 
     def _rewind(self, effect: sessions.Rewind) -> None:
-        self._log.set_cursor(self.peer, effect.cursor, _ignore)
+        self._log.set_cursor(self.peer, effect.cursor, ignore)
 
     def _acked(self, effect: sessions.Acked) -> None:
         self._node.links.acked(self.peer, effect.next)
@@ -732,7 +733,3 @@ class Replicator:
 
     def _diverged(self, effect: sessions.EpochsDiverged) -> None:
         self._link.diverged(effect.detail)
-
-
-def _ignore(outcome: Appended | LinkdError) -> None:
-    """What follows in the log waits for it."""
