@@ -8,6 +8,7 @@ full sockets with epoll. An iteration is one wait for events and the work that f
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -41,6 +42,8 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
         self._full: set[Any] = set()
         self._ending: list[Callable[[], None]] = []
         self._put_off: list[tuple[float, Callable[[], None]]] = []  # until when, what
+        self._woke = math.inf  # nothing is late before the first iteration
+        self._worked = 0.0
         self.call_at_iteration_end = self._ending.append
         super().__init__()
 
@@ -60,6 +63,13 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
         For the reactor's own thread only.
         """
         self._put_off.append((self.seconds() + within, call))
+
+    def lateness(self) -> float:
+        """Return for how many seconds what is handled now may have waited for its turn.
+
+        That is the work of the last iteration, and of this one so far.
+        """
+        return max(0.0, float(self._worked + self.seconds() - self._woke))
 
     def addWriter(self, writer: Any) -> None:
         """Write at the end of this iteration, or when epoll reports a full socket as writable."""
@@ -146,8 +156,10 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
 
     def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
         """Return the events, as (descriptor, event)."""
-        poll = self._poller.poll
-        return poll(-1 if timeout is None else timeout, len(self._selectables))  # type: ignore[no-any-return]
+        began = self.seconds()
+        found = self._poller.poll(-1 if timeout is None else timeout, len(self._selectables))
+        self._worked, self._woke = began - self._woke, self.seconds()
+        return found  # type: ignore[no-any-return]
 
     def _end_iteration(self) -> None:
         """Make the calls for the end of the iteration; write all pending output."""

@@ -382,9 +382,9 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
         int, _meta("Connections without a hello from one address.", ge=1, le=1_000_000)
     ] = 64
     handshakes_per_second: Annotated[
-        float,
-        _meta("New connections a second, in all; more are answered 503.", ge=1.0, le=1e6),
-    ] = 200.0
+        Annotated[float, Meta(ge=1.0, le=1e6)] | None,
+        _meta("A cap on new connections a second, in all; absent: as many as the event loop can."),
+    ] = None
     handshakes_per_second_per_address: Annotated[
         float, _meta("New connections a second from one address.", ge=0.1, le=1e6)
     ] = 20.0

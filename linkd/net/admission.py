@@ -1,4 +1,7 @@
-"""Admit new connections: bounds on number and rate, with places reserved for known addresses.
+"""Admit new connections: by what a handshake costs, with places reserved for known addresses.
+
+Addresses of peers are admitted as fast as the event loop can work; the time for strangers is
+bounded, and they are refused first.
 
 Addresses from which a peer was greeted have places and tokens that strangers do not get. An address
 proves nothing else. The table of addresses is kept over restarts, because all peers reconnect just
@@ -69,7 +72,7 @@ class GreetedAddresses:
     Args:
         path: The file; None: nothing is kept over a restart.
         now: Seconds on the monotonic clock.
-        processor: Returns the seconds of processor time that this process has used.
+        processor: Returns the seconds of processor time that the reactor's thread has used.
 
     Attributes:
         handshakes_per_second: How many this node can do, as last measured.
@@ -79,7 +82,7 @@ class GreetedAddresses:
         self,
         path: Path | None = None,
         now: float = 0.0,
-        processor: Callable[[], float] = time.process_time,
+        processor: Callable[[], float] = time.thread_time,
     ) -> None:
         self._path = path
         self._processor = processor
@@ -196,6 +199,24 @@ So a crowd arrives at the permitted rate. With the whole wait, 5,000 newcomers a
 half as long again (simulated in tests/unit/net/test_newcomers.py).
 """
 
+MAX_WAIT: Final = 60.0
+"""Seconds of Retry-After that dialers obey."""
+
+STRANGERS_SHARE: Final = 1 / 4
+"""Fraction of the event loop's time for handshakes of strangers, once a peer was greeted."""
+
+LATE_FOR_STRANGERS, LATE_FOR_PEERS = 0.25, 1.0
+"""Seconds by which the event loop must be late to refuse strangers, and to refuse peers too."""
+
+SHED_SECONDS: Final = 10.0
+"""Strangers are dropped without an answer while so many wait that it takes this long."""
+
+ACCEPT_SECONDS: Final = 0.05
+"""The handshakes that begin in one iteration take about this long; the others wait in the kernel's
+queue."""
+
+MIN_ACCEPTS: Final = 8
+
 MAX_ADDRESSES: Final = 16_384
 """Addresses that are counted separately; above that counting restarts."""
 
@@ -257,34 +278,59 @@ class _Queue:
         return next(iter(self._mute or self._asked), None)
 
 
-class _Bucket:
-    """Tokens that refill at a rate, up to one second's worth.
+class _Slots:
+    """Promised slots: the k-th of those that were refused comes back after about k / rate seconds.
 
-    Refused newcomers are spread over the coming seconds, but hold no token: if each of a crowd took
-    one by asking, its own retries would keep it out for ever.
+    A promise reserves no token: if each of a crowd held one by asking, its own retries would keep
+    it out for ever.
     """
 
-    __slots__ = ("at", "away", "given", "tokens")
+    __slots__ = ("_at", "_waiting")
+
+    def __init__(self, at: float) -> None:
+        self._at = at
+        self._waiting = 0.0
+
+    def promise(self, rate: float, now: float, ahead: float = 0.0) -> float:
+        """Return the Retry-After of one more, behind the others and `ahead`."""
+        self._waiting = min(self.waiting(rate, now) + 1.0, MAX_WAIT * rate)
+        self._at = now
+        return _RETRY_PART * (self._waiting + ahead) / rate
+
+    def waiting(self, rate: float, now: float) -> float:
+        """Return how many are still to come back."""
+        return max(0.0, self._waiting - (now - self._at) * rate)
+
+
+class _Bucket:
+    """Tokens that refill at a rate, up to one second's worth, and the slots of those without."""
+
+    __slots__ = ("_at", "given", "slots", "tokens")
 
     def __init__(self, tokens: float, at: float) -> None:
         self.tokens = tokens
-        self.away = 0.0
-        self.at = at
+        self.slots = _Slots(at)
         self.given: float | None = None
+        self._at = at
 
     def take(self, rate: float, now: float, keep: float = 0.0) -> float:
         """Take one token unless it is reserved; return 0, or the seconds after which to retry."""
         burst = max(1.0, rate)
-        back = (now - self.at) * rate
-        self.tokens = min(burst, self.tokens + back)
-        self.away = max(0.0, self.away - back)
-        self.at = now
+        self._refill(burst, rate, now)
         wanted = 1.0 + min(keep * burst, burst - 1.0)
         if self.tokens >= wanted:
             self.tokens -= 1.0
             return 0.0
-        self.away = min(self.away + 1.0, 60.0 * rate)
-        return _RETRY_PART * (self.away + wanted - self.tokens) / rate
+        return self.slots.promise(rate, now, wanted - self.tokens)
+
+    def spend(self, rate: float, now: float) -> None:
+        """Take a token where there is one; strangers then find fewer."""
+        self._refill(max(1.0, rate), rate, now)
+        self.tokens = max(0.0, self.tokens - 1.0)
+
+    def _refill(self, burst: float, rate: float, now: float) -> None:
+        self.tokens = min(burst, self.tokens + (now - self._at) * rate)
+        self._at = now
 
 
 class ConnectionLimiter:
@@ -310,6 +356,7 @@ class ConnectionLimiter:
         self._here: dict[str, _Queue] = {}
         self._counts: dict[str, int] = {}
         self._all: _Bucket | None = None
+        self._late = _Slots(0.0)
         self._rates: dict[str, _Bucket] = {}
 
     @property
@@ -318,14 +365,42 @@ class ConnectionLimiter:
         most = self.limits.pending
         return most if self.share is None else min(most, self.share)
 
-    def full(self) -> str | None:
-        """Return why there is no place for a newcomer, or None.
+    def accepts(self) -> int:
+        """Return how many connections to accept in one iteration.
 
-        Strangers are displaced; peers and addresses of greeted peers are not.
+        Strangers are displaced by those; peers and addresses of greeted peers are not.
         """
-        if self.pending >= self.places and not self._strangers:
-            return f"{self.pending} connections have not sent a hello"
-        return None
+        fit = max(MIN_ACCEPTS, round(ACCEPT_SECONDS * self.greeted.handshakes_per_second))
+        return max(0, min(fit, self.places - self.pending + len(self._strangers)))
+
+    def is_shed(self, address: str, now: float, lateness: float) -> bool:
+        """Return whether a newcomer is dropped without an answer: never an address of peers.
+
+        Args:
+            address: Its address.
+            now: Seconds on the monotonic clock.
+            lateness: By how many seconds the event loop is late.
+        """
+        if not self.greeted or self.greeted.peers_at(origin(address)):
+            return False
+        if lateness >= LATE_FOR_STRANGERS:
+            return True
+        waiting = 0.0 if self._all is None else self._all.slots.waiting(self._pace, now)
+        return waiting >= SHED_SECONDS * self._pace
+
+    @property
+    def rate(self) -> float:
+        """The handshakes a second that this node can do, or may do."""
+        cap, measured = self.limits.handshakes_per_second, self.greeted.handshakes_per_second
+        return measured if cap is None else min(cap, measured)
+
+    @property
+    def _pace(self) -> float:
+        """The handshakes a second of all that have no precedence."""
+        cap = self.limits.handshakes_per_second
+        if cap is not None:
+            return cap
+        return self.greeted.handshakes_per_second * (STRANGERS_SHARE if self.greeted else 1.0)
 
     def enter(self, address: str, push_out: Callable[[str], None]) -> Place:
         """Give a newcomer a place; where there is none, displace the oldest stranger.
@@ -391,19 +466,19 @@ class ConnectionLimiter:
         reserved = int(self.places * RESERVED) if self.greeted else 0
         return len(self._strangers) >= self.places - reserved
 
-    def rate(self, address: str, now: float) -> Wait | None:
-        """Count a handshake; return when to retry if there are too many a second.
+    def ask(self, address: str, now: float, lateness: float = 0.0) -> Wait | None:
+        """Count a handshake; return when to retry if there are too many.
 
         Args:
             address: Its address.
             now: Seconds on the monotonic clock.
+            lateness: By how many seconds the event loop is late.
         """
-        limits = self.limits
         address = origin(address)
         if len(self._rates) >= MAX_ADDRESSES and address not in self._rates:
             self._rates.clear()
         peers = self.greeted.peers_at(address)
-        each = limits.handshakes_per_second_per_address + peers
+        each = self.limits.handshakes_per_second_per_address + peers
         bucket = self._rates.get(address)
         if bucket is None:
             bucket = self._rates[address] = _Bucket(max(1.0, each), now)
@@ -411,12 +486,23 @@ class ConnectionLimiter:
         seconds = bucket.take(each, now)
         if seconds:
             return Wait(f"more than {each:g} connections a second from {address}", seconds)
+        wait = self._wait(bool(peers), is_fresh, now, lateness)
+        if wait is None:
+            bucket.given = now
+        return wait
+
+    def _wait(self, is_peer: bool, is_fresh: bool, now: float, lateness: float) -> Wait | None:
+        """Count a handshake of an address of a peer, or of a stranger, among all."""
+        if lateness >= (LATE_FOR_PEERS if is_peer else LATE_FOR_STRANGERS):
+            seconds = self._late.promise(self.rate, now)
+            return Wait(f"the event loop is {lateness:.1f} s late", seconds)
+        pace = self._pace
         if self._all is None:
-            self._all = _Bucket(max(1.0, limits.handshakes_per_second), now)
-        is_known = peers or not self.greeted  # a hub without greeted peers has none to prefer
+            self._all = _Bucket(max(1.0, pace), now)
+        is_known = is_peer or not self.greeted  # a hub without greeted peers has none to prefer
         keep = 0.0 if is_known else RESERVED * (1 if is_fresh else 2)
-        seconds = self._all.take(limits.handshakes_per_second, now, keep)
-        if seconds:
-            return Wait(f"more than {limits.handshakes_per_second:g} connections a second", seconds)
-        bucket.given = now
-        return None
+        if is_peer and self.limits.handshakes_per_second is None:
+            self._all.spend(pace, now)
+            return None
+        seconds = self._all.take(pace, now, keep)
+        return Wait(f"more than {pace:g} connections a second", seconds) if seconds else None

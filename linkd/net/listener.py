@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.tcp import Port
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
@@ -27,11 +28,11 @@ from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.events import Level, emit
 from linkd.host import listen_error
 from linkd.net import http_head
-from linkd.net.admission import ConnectionLimiter, GreetedAddresses, Place
+from linkd.net.admission import ACCEPT_SECONDS, ConnectionLimiter, GreetedAddresses, Place
 from linkd.net.auth import NONCE_LIFETIME, Nonces, load_secret, prove, verify
 from linkd.net.connection import ABORT_AFTER, Connection, Nodes, Post
 from linkd.net.linux import every_address, peer_of, show
-from linkd.net.timers import ExactTimer, PingedSilence, cancel
+from linkd.net.timers import ExactTimer, PingedSilence, cancel, lateness
 from linkd.net.tls import ServerTls, certificate_expires, peer_names
 from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerFactory, ServerProtocol
 from linkd.protocol.peer import (
@@ -43,8 +44,12 @@ from linkd.protocol.peer import (
     Message,
 )
 
+_Port: Any = Port
 _Protocol: Any = Protocol
 _Factory: Final[Any] = Factory
+
+BACKLOG: Final = 4096
+"""Connections that the kernel queues; Linux takes no more than net.core.somaxconn."""
 
 
 class Newcomers(_Factory):  # type: ignore[misc]
@@ -60,12 +65,40 @@ class Newcomers(_Factory):  # type: ignore[misc]
         self._listener = listener
 
     def buildProtocol(self, addr: IAddress) -> Newcomer | None:
-        """Accept a newcomer, or close it where all places are taken by known peers."""
-        full = self._listener.admission.full()
-        if full is not None:
-            self._listener.turned_away(full)
+        """Accept a newcomer, or close it where strangers are shed."""
+        listener, host = self._listener, getattr(addr, "host", "")
+        if listener.admission.is_shed(host, listener.clock.seconds(), listener.lateness()):
+            listener.turned_away("strangers are dropped: too many came, or the event loop is late")
             return None
-        return Newcomer(self._listener, addr)
+        return Newcomer(listener, addr)
+
+
+class PacedPort(_Port):  # type: ignore[misc]
+    """A port that accepts in each iteration as many as the event loop can work on.
+
+    The kernel queues the others: a crowd is not refused, and does not make the loop late.
+
+    Args:
+        admission: Decides how many.
+        details: As of Twisted's port.
+    """
+
+    def __init__(self, admission: ConnectionLimiter, *details: Any) -> None:
+        super().__init__(*details)
+        self._admission = admission
+
+    def doRead(self) -> None:
+        """Accept some connections; look again a little later where no place is free."""
+        self.numberAccepts = self._admission.accepts()
+        if self.numberAccepts:
+            super().doRead()
+        else:
+            self.stopReading()
+            self.reactor.callLater(ACCEPT_SECONDS, self._go_on)
+
+    def _go_on(self) -> None:
+        if self.connected and not self.disconnecting:
+            self.startReading()
 
 
 class Newcomer(_Protocol):  # type: ignore[misc]
@@ -214,7 +247,8 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         if self._is_rated:
             return
         self._is_rated = True
-        wait = self.factory.admission.rate(self.host, self.clock.seconds())
+        listener = self.factory
+        wait = listener.admission.ask(self.host, self.clock.seconds(), listener.lateness())
         if wait is not None:
             self._wait = HandshakeRejected(503, "busy", wait.reason, wait.seconds)
 
@@ -537,6 +571,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
         super().__init__(protocols=[SUBPROTOCOL], server="", reactor=reactor)
         self._batched_timer = ExactTimer(reactor)
         self.clock = reactor
+        self.lateness = lateness(reactor)
         self.nodes = nodes
         self.tls = tls
         self.posts = posts or {}
@@ -588,9 +623,9 @@ class Listener(ServerFactory):  # type: ignore[misc]
         newcomers = Newcomers(self)
         factory = newcomers if tls is None else TLSMemoryBIOFactory(tls, False, newcomers)
         try:
-            self._port = self.reactor.listenTCP(
-                port, factory, backlog=1024, interface=host or every_address()
-            )
+            interface = host or every_address()
+            self._port = PacedPort(self.admission, port, factory, BACKLOG, interface, self.reactor)
+            self._port.startListening()
         except CannotListenError as error:
             raise listen_error("listen.address", listen.address, error) from None
         emit("listener.started", address=self.address, tls=self.tls is not None)
@@ -598,7 +633,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
     @property
     def return_spread(self) -> float:
         """Seconds over which the peers should come back if this node goes away."""
-        return bounded_spread(self._dialers / self.admission.greeted.handshakes_per_second)
+        return bounded_spread(self._dialers / self.admission.rate)
 
     @property
     def address(self) -> str:

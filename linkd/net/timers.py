@@ -59,6 +59,14 @@ def call_when_idle(clock: ReactorBase) -> Callable[[Callable[[], None], float], 
     return getattr(clock, "call_when_idle", None)
 
 
+def lateness(clock: ReactorBase) -> Callable[[], float]:
+    """Return a function that returns by how many seconds the reactor is late; 0 on other clocks.
+
+    See `linkd.reactor`.
+    """
+    return getattr(clock, "lateness", None) or (lambda: 0.0)
+
+
 def cancel(call: DelayedCall | None) -> None:
     """Cancel a call that may be over, or None."""
     if call is not None and call.active():

@@ -391,6 +391,27 @@ async def test_too_many_without_a_hello(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_where_all_places_are_taken_by_peers_others_wait_in_the_kernel(
+    tmp_path: Path,
+) -> None:
+    hub = Hub(tmp_path, pending=2)
+    try:
+        hub.listener.admission.greeted.greeted("edge", "127.0.0.1", 0.0)
+        held = [await hub.raw() for _ in range(3)]
+        for raw in held:
+            raw.write(b"POST /token HTTP/1.1\r\nHost: hub\r\n\r\n")
+        for raw in held[:2]:
+            await raw.until(b"nonce")
+        assert hub.listener.admission.pending == 2
+        assert held[2].heard == b""
+        held[0].transport.abortConnection()  # type: ignore[union-attr]
+        await held[2].until(b"nonce")
+        assert hub.listener.refusals == {}
+    finally:
+        await hub.end()
+
+
+@pytest_twisted.ensureDeferred
 async def test_too_many_a_second_are_told_when_to_come_back(tmp_path: Path) -> None:
     hub = Hub(tmp_path, handshakes_per_second_per_address=2.0)
     try:

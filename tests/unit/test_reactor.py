@@ -487,3 +487,18 @@ def test_a_link_is_served_before_clients_that_are_ready_in_the_same_iteration(
     until(reactor, lambda: len(order) == 3)
     assert order[0] == "link"
     assert sorted(order) == ["client", "link", "other client"]
+
+
+def test_it_knows_how_late_it_is(monkeypatch: pytest.MonkeyPatch, reactor: Asked) -> None:
+    now = [100.0]
+    monkeypatch.setattr(reactor, "seconds", lambda: now[0])
+    turn(reactor)
+    assert reactor.lateness() == 0.0
+    now[0] = 100.3
+    turn(reactor)
+    now[0] = 100.5
+    assert reactor.lateness() == pytest.approx(0.3 + 0.2)
+    turn(reactor)
+    assert reactor.lateness() == pytest.approx(0.2)
+    turn(reactor)
+    assert reactor.lateness() == 0.0

@@ -12,10 +12,16 @@ import pytest
 
 from linkd.config import LimitSettings
 from linkd.net.admission import (
+    ACCEPT_SECONDS,
     ASSUMED_RATE,
     FILE,
     KEPT_SECONDS,
+    LATE_FOR_PEERS,
+    LATE_FOR_STRANGERS,
     MEASURED,
+    MIN_ACCEPTS,
+    RESERVED,
+    STRANGERS_SHARE,
     ConnectionLimiter,
     GreetedAddresses,
     Place,
@@ -160,6 +166,7 @@ class Door:
         for address, count in (greeted or {}).items():
             for number in range(count):
                 table.greeted(f"{address}/{number}", address, 0.0)
+        table.handshakes_per_second = ASSUMED_RATE
         self.admission = ConnectionLimiter(LimitSettings(**limits), table)  # type: ignore[arg-type]
         self.gone: list[str] = []
         self.why: list[str] = []
@@ -233,19 +240,26 @@ def test_an_address_has_places_and_tokens_for_each_peer_greeted_from_it() -> Non
     for number in range(101):
         door.enter(f"p{number}", "192.0.2.1")
     assert door.gone == ["p0"]
-    waits = [door.admission.rate("192.0.2.1", 1.0) for _ in range(60)]
+    waits = [door.admission.ask("192.0.2.1", 1.0) for _ in range(60)]
     assert waits.count(None) == 51
 
 
-def test_a_newcomer_is_refused_only_where_nobody_makes_way() -> None:
+def test_nobody_is_accepted_where_nobody_makes_way() -> None:
     door = Door({"192.0.2.1": 1, "192.0.2.2": 1}, pending=2)
     door.enter("a", "192.0.2.1")
-    assert door.admission.full() is None
+    assert door.admission.accepts() == 1
     place = door.enter("b", "192.0.2.2")
-    assert "2 connections" in str(door.admission.full())
+    assert door.admission.accepts() == 0
     door.admission.leave(place)
     door.enter("s", "198.51.100.1")
-    assert door.admission.full() is None
+    assert door.admission.accepts() == 1
+
+
+def test_an_iteration_accepts_what_it_can_work_on() -> None:
+    door = Door()
+    assert door.admission.accepts() == ACCEPT_SECONDS * ASSUMED_RATE
+    door.admission.greeted.handshakes_per_second = 40.0
+    assert door.admission.accepts() == MIN_ACCEPTS
 
 
 def test_descriptors_hold_the_places_lower() -> None:
@@ -258,7 +272,7 @@ def test_descriptors_hold_the_places_lower() -> None:
 
 def test_strangers_leave_tokens_to_peers_and_to_fresh_addresses() -> None:
     door = Door({"192.0.2.1": 1}, handshakes_per_second=100.0)
-    rate = door.admission.rate
+    rate = door.admission.ask
     each = door.admission.limits.handshakes_per_second_per_address
     assert each == 20.0
     granted = sum(
@@ -272,7 +286,7 @@ def test_strangers_leave_tokens_to_peers_and_to_fresh_addresses() -> None:
 
 def test_an_address_that_is_left_alone_is_fresh_again() -> None:
     door = Door({"192.0.2.9": 1}, handshakes_per_second=8.0)
-    rate = door.admission.rate
+    rate = door.admission.ask
     for now in (10.0, 20.0):
         assert [rate("192.0.2.1", now) is None for _ in range(6)] == [True] * 4 + [False] * 2
         assert [rate("192.0.2.2", now) is None for _ in range(3)] == [True, False, False]
@@ -280,5 +294,50 @@ def test_an_address_that_is_left_alone_is_fresh_again() -> None:
 
 def test_a_hub_that_knows_nobody_prefers_nobody() -> None:
     door = Door(handshakes_per_second=8.0)
-    rate = door.admission.rate
+    rate = door.admission.ask
     assert [rate("192.0.2.1", 10.0) is None for _ in range(9)] == [True] * 8 + [False]
+    assert not door.admission.is_shed("192.0.2.1", 10.0, 99.0)
+
+
+def test_without_a_cap_peers_come_as_fast_as_they_do_and_strangers_bounded() -> None:
+    door = Door({f"192.0.2.{number}": 1 for number in range(200)})
+    rate = door.admission.ask
+    assert all(rate(f"192.0.2.{number}", 10.0) is None for number in range(200) for _ in range(9))
+    strangers = [rate(f"198.51.100.{number}", 10.0) for number in range(100)]
+    assert None not in strangers  # the peers have spent all tokens
+    later = [rate(f"203.0.113.{number}", 12.0) is None for number in range(200)]
+    assert sum(later) == ASSUMED_RATE * STRANGERS_SHARE * (1 - RESERVED) // 1
+
+
+def test_a_late_loop_refuses_strangers_first_then_peers_by_promised_slots() -> None:
+    door = Door({"192.0.2.1": 5000})
+    rate = door.admission.ask
+    assert rate("198.51.100.1", 10.0, LATE_FOR_STRANGERS) is not None
+    assert rate("192.0.2.1", 10.0, LATE_FOR_STRANGERS) is None
+    waits = [rate("192.0.2.1", 10.0, LATE_FOR_PEERS) for _ in range(4000)]
+    seconds = [wait.seconds for wait in waits if wait is not None]
+    assert len(seconds) == 4000
+    # The dialer adds half as much on average: the k-th comes after k / rate.
+    assert seconds[-1] * 1.5 == pytest.approx(4000 / ASSUMED_RATE, rel=0.01)
+    assert seconds[1999] * 1.5 == pytest.approx(2000 / ASSUMED_RATE, rel=0.01)
+    assert "the event loop is 1.0 s late" in str(waits[0])
+
+
+def test_strangers_are_dropped_where_too_many_wait_or_the_loop_is_late() -> None:
+    door = Door({"192.0.2.1": 1})
+    shed = door.admission.is_shed
+    assert not shed("198.51.100.1", 10.0, 0.0)
+    assert shed("198.51.100.1", 10.0, LATE_FOR_STRANGERS)
+    assert not shed("192.0.2.1", 10.0, 99.0)
+    for number in range(3000):
+        door.admission.ask(f"198.51.{number // 250}.{number % 250}", 10.0)
+    assert shed("198.51.100.1", 10.0, 0.0)
+    assert not shed("192.0.2.1", 10.0, 0.0)
+    assert shed("198.51.100.1", 10.0 + 10.0, 0.0)
+    assert not shed("198.51.100.1", 10.0 + 20.0, 0.0)
+
+
+@pytest.mark.parametrize(("cap", "rate"), [(None, ASSUMED_RATE), (50.0, 50.0), (9e5, ASSUMED_RATE)])
+def test_the_rate_is_what_is_measured_or_the_cap(cap: float | None, rate: float) -> None:
+    limits = {} if cap is None else {"handshakes_per_second": cap}
+    assert Door(**limits).admission.rate == rate

@@ -110,9 +110,18 @@ def test_those_that_make_way_are_counted_and_one_a_second_is_logged(
     assert door.listener.admission.pending == 2
 
 
-def test_where_only_peers_are_nobody_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    door = Door(monkeypatch, pending=1)
-    door.listener.admission.greeted.greeted("edge", HERE.host, 0.0)
-    door.come()
+def test_a_late_loop_drops_strangers_and_takes_peers(door: Door) -> None:
+    door.listener.lateness = lambda: 0.5
+    door.come()  # nobody is known yet
+    door.listener.admission.greeted.greeted("edge", "192.0.2.2", 0.0)
     assert door.newcomers.buildProtocol(HERE) is None
     assert door.listener.refusals == {"busy": 1}
+    assert "strangers are dropped" in door.lines[0][1]["detail"]
+    door.listener.admission.greeted.greeted("edge", HERE.host, 0.0)
+    door.come()
+
+
+def test_peers_return_over_the_time_that_the_cap_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Door(monkeypatch, handshakes_per_second=100.0)
+    door.listener._dialers = 1000
+    assert door.listener.return_spread == 10.0

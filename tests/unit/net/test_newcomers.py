@@ -24,13 +24,13 @@ def test_those_sent_away_are_told_to_come_at_the_rate() -> None:
     admission = ConnectionLimiter(
         LimitSettings(handshakes_per_second=10.0, handshakes_per_second_per_address=1000.0)
     )
-    waits = [admission.rate(f"a{number}", 100.0) for number in range(30)]
+    waits = [admission.ask(f"a{number}", 100.0) for number in range(30)]
     assert waits[:10] == [None] * 10
     seconds = [wait.seconds for wait in waits[10:] if wait is not None]
     assert len(seconds) == 20
     assert seconds == sorted(seconds)
     assert seconds[-1] == pytest.approx(2.0 * 2 / 3, abs=0.2)
-    assert admission.rate("later", 103.1) is None
+    assert admission.ask("later", 103.1) is None
 
 
 def test_a_crowd_is_let_in_at_about_the_rate_and_asks_about_twice_each() -> None:
@@ -45,7 +45,7 @@ def test_a_crowd_is_let_in_at_about_the_rate_and_asks_about_twice_each() -> None
     while coming:
         now, number = heappop(coming)
         attempts += 1
-        wait = admission.rate(f"a{number}", now)
+        wait = admission.ask(f"a{number}", now)
         if wait is not None:
             told = max(1, round(wait.seconds))  # as the header has it
             heappush(coming, (now + backoff.busy(told), number))

@@ -115,8 +115,8 @@ def test_one_host_does_not_get_more_by_its_many_ipv6_addresses() -> None:
     assert gone == [1]
     admission.enter("2001:db8:0:1::3", lambda _: gone.append(4))
     assert gone == [1]
-    assert admission.rate("2001:db8::1", 0.0) is None
-    assert admission.rate("2001:db8::2", 0.0) is not None
+    assert admission.ask("2001:db8::1", 0.0) is None
+    assert admission.ask("2001:db8::2", 0.0) is not None
     nonces = Nonces(per_address=1)
     assert nonces.issue(0.0, "2001:db8::1") is not None
     assert nonces.issue(0.0, "2001:db8::2") is None
