@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import Final, NamedTuple
+
+from linkd.protocol.peer import SUBPROTOCOL
 
 END: Final = b"\r\n\r\n"
 
@@ -14,6 +17,9 @@ PROOF_HEADER: Final = "Linkd-Proof"
 REASON_HEADER: Final = "Linkd-Reason"
 TOKEN_PATH: Final = "/token"  # noqa: S105 - a path
 LINK_PATH: Final = "/link"
+
+_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
 """The beginnings of a TLS alert and of a TLS handshake. Source: RFC 8446 section 5.1."""
@@ -46,6 +52,37 @@ def parse_head(raw: bytes) -> HttpHead | None:
             return None
         headers.setdefault(name.lower(), value.strip())
     return HttpHead(first, headers)
+
+
+class Upgrade(NamedTuple):
+    """An upgrade request: its path, its headers by names in lower case, and its subprotocols."""
+
+    path: str
+    headers: dict[str, str]
+    protocols: list[str]
+
+
+def usual_upgrade(raw: bytes) -> Upgrade | None:
+    """Return the upgrade request with this head if it is exactly as linkd's dialer sends it.
+
+    None: Autobahn must judge it.
+    """
+    head = parse_head(raw)
+    if head is None or head.first != ["GET", LINK_PATH, "HTTP/1.1"]:
+        return None
+    headers = head.headers
+    usual = (
+        headers.get("upgrade", "").lower() == "websocket"
+        and headers.get("connection", "").lower() == "upgrade"
+        and headers.get("sec-websocket-version") == "13"
+        and _KEY.fullmatch(headers.get("sec-websocket-key", "")) is not None
+        and _HOST.fullmatch(headers.get("host", "")) is not None
+        and headers.get("sec-websocket-protocol", "") == SUBPROTOCOL
+        and "origin" not in headers
+        and "sec-websocket-extensions" not in headers
+        and len(headers) == raw.count(b"\r\n")  # no header twice
+    )
+    return Upgrade(LINK_PATH, headers, [SUBPROTOCOL]) if usual else None
 
 
 def post(path: str, host: str, node: str, body: bytes = b"") -> bytes:

@@ -14,7 +14,7 @@ from linkd.config import LimitSettings
 from linkd.core.backoff import Backoff
 from linkd.net.admission import ConnectionLimiter
 from linkd.net.connect import Resolver, interleave
-from linkd.net.http_head import parse_head
+from linkd.net.http_head import parse_head, usual_upgrade
 from linkd.net.linux import NetworkMonitor
 from linkd.net.websocket import MESSAGE, apply_mask, put, take
 from linkd.protocol.peer import MAX_MESSAGE_BYTES as MOST
@@ -131,6 +131,43 @@ def test_heads_that_are_none() -> None:
         b"G / H\r\n a: b",
     ):
         assert parse_head(raw) is None
+
+
+USUAL = (
+    "GET /link HTTP/1.1\r\nUser-Agent: x\r\nHost: hub.example.net:9443\r\nUpgrade: WebSocket\r\n"
+    "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    "Sec-WebSocket-Protocol: linkd.1\r\nSec-WebSocket-Version: 13\r\nLinkd-Node: edge"
+)
+
+
+def test_a_usual_upgrade_is_parsed_here() -> None:
+    found = usual_upgrade(USUAL.encode())
+    assert found is not None
+    assert (found.path, found.protocols) == ("/link", ["linkd.1"])
+    assert found.headers["linkd-node"] == "edge"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("GET", "HEAD"),
+        ("/link", "/link?x=1"),
+        ("HTTP/1.1", "HTTP/1.0"),
+        ("Host: hub.example.net:9443", "X: y"),
+        (":9443", ":x"),
+        ("Upgrade: WebSocket", "Upgrade: h2c"),
+        ("Connection: Upgrade", "Connection: close"),
+        ("ZQ==", "ZQ=!"),
+        ("linkd.1", "linkd.1, linkd.1"),
+        ("Version: 13", "Version: 8"),
+        ("User-Agent: x", "Origin: null"),
+        ("User-Agent: x", "Sec-WebSocket-Extensions: permessage-deflate"),
+        ("User-Agent: x", "host: twice"),
+        ("User-Agent: x", "no colon"),
+    ],
+)
+def test_any_other_upgrade_is_left_to_autobahn(old: str, new: str) -> None:
+    assert usual_upgrade(USUAL.replace(old, new).encode()) is None
 
 
 def test_a_burst_of_network_changes_is_told_once() -> None:
