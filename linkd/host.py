@@ -94,6 +94,8 @@ def listen_error(setting: str, address: str, error: Exception) -> ConfigError:
 def remove_stale_socket(path: str, timeout: float = 1.0) -> None:
     """Create the directory of the API's socket, and remove the socket of a dead daemon.
 
+    Only the last directory is created: a misspelled path must not become a tree of root's.
+
     Args:
         path: Of the socket.
         timeout: Seconds to wait for the answer of a live daemon.
@@ -104,7 +106,11 @@ def remove_stale_socket(path: str, timeout: float = 1.0) -> None:
         AlreadyRunning: A live daemon listens there.
     """
     try:
-        Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        folder = Path(path).parent
+        if not folder.parent.is_dir():
+            missing = f"{folder.parent} is missing: make it, or set another path"
+            raise ConfigError(f"api.socket: {path}: can't be used: {missing}")
+        folder.mkdir(mode=0o750, exist_ok=True)
         if not stat.S_ISSOCK(Path(path).lstat().st_mode):
             raise ConfigError(f"api.socket: {path}: expected a free path, something else is there")
     except FileNotFoundError:

@@ -475,6 +475,12 @@ class TestPremises:
             remove_stale_socket(str(path / "below"))
         assert path.read_text() == "precious"
 
+    def test_a_misspelled_path_becomes_no_tree(self, tmp_path: Path) -> None:
+        missing = tmp_path / "rnu"
+        with pytest.raises(ConfigError, match=f"can't be used: {missing} is missing: make it"):
+            remove_stale_socket(str(missing / "linkd/linkd.sock"))
+        assert not missing.exists()
+
     def test_the_limit_of_open_files_is_raised(self) -> None:
         assert raise_open_file_limit() >= 256
 
