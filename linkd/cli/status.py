@@ -399,12 +399,17 @@ def clock_words(skew: float | None) -> str:
     return f"{duration(abs(skew))} {'ahead of' if skew > 0 else 'behind'} this host's"
 
 
+def _last_heard(link: LinkStatus) -> str:
+    heard = link.last_heard_seconds
+    return "–" if heard is None else f"{duration(heard)} ago"
+
+
 def link_text(link: LinkStatus, paint: Colours) -> str:
     """Return all that is known of one link, in lines."""
     rows = [
         ("state", f"{_state(link, paint)} for {duration(link.since_seconds)}"),
         ("down since", clock_time(link.down_since) if link.down_since else "–"),
-        ("last heard", f"{duration(link.last_heard_seconds)} ago"),
+        ("last heard", _last_heard(link)),
         ("role", link.role + (", required" if link.required else "")),
         ("address", printable(link.address or "–")),
         ("why", (why_lines(link) or ["–"])[0]),

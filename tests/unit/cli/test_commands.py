@@ -51,6 +51,17 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpDaem
         yield running
 
 
+def test_a_link_that_was_never_heard_has_no_time_of_that(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.answers["GET /v1/status"] = (
+        200,
+        status(link("hub", "waiting", last_heard_seconds=None)),
+    )
+    assert main(["status", "hub"]) == 0
+    assert "  last heard              –\n" in capsys.readouterr().out
+
+
 def test_status_says_how_long_a_link_is_down_and_why_in_full(
     daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
