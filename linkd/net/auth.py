@@ -82,10 +82,6 @@ class Nonces:
         body += secrets.token_bytes(_RANDOM_BYTES)
         return urlsafe_b64encode(body + self._mac(body)).rstrip(b"=").decode()
 
-    def spend(self, nonce: str, now: float) -> bool:
-        """Spend a nonce; return whether it was valid. `refusal` returns the reason instead."""
-        return self.refusal(nonce, now) is None
-
     def refusal(self, nonce: str, now: float) -> str | None:
         """Spend a nonce; return None if it was valid, else one sentence with the reason.
 

@@ -32,8 +32,8 @@ def issue(nonces: Nonces, now: float, address: str = "192.0.2.7") -> str:
 def test_a_nonce_is_good_once() -> None:
     nonces = Nonces()
     nonce = issue(nonces, 100.0)
-    assert nonces.spend(nonce, 100.5)
-    assert not nonces.spend(nonce, 100.6)
+    assert nonces.refusal(nonce, 100.5) is None
+    assert nonces.refusal(nonce, 100.6) is not None
     assert nonces.refusal(nonce, 100.7) == "the nonce was used before"
 
 
@@ -41,7 +41,7 @@ def test_a_nonce_is_good_once() -> None:
 def test_a_nonce_is_good_for_30_seconds(age: float, good: bool) -> None:
     nonces = Nonces()
     nonce = issue(nonces, 1000.0)
-    assert nonces.spend(nonce, 1000.0 + age) is good
+    assert (nonces.refusal(nonce, 1000.0 + age) is None) is good
 
 
 def test_why_a_late_nonce_is_refused() -> None:
@@ -53,15 +53,15 @@ def test_why_a_late_nonce_is_refused() -> None:
 def test_a_spent_nonce_stays_spent_for_as_long_as_it_lives() -> None:
     nonces = Nonces()
     spent = issue(nonces, 0.0)
-    assert nonces.spend(spent, 0.0)
+    assert nonces.refusal(spent, 0.0) is None
     for second in range(1, 100):
-        nonces.spend(issue(nonces, float(second)), float(second))
-        assert not nonces.spend(spent, float(second))
+        nonces.refusal(issue(nonces, float(second)), float(second))
+        assert nonces.refusal(spent, float(second)) is not None
 
 
 @given(st.text(max_size=80))
 def test_what_was_not_given_out_is_refused(text: str) -> None:
-    assert not Nonces().spend(text, 1.0)
+    assert Nonces().refusal(text, 1.0) is not None
 
 
 @given(st.integers(0, 53), st.sampled_from("AZaz09-_=+/ é"))
@@ -69,19 +69,19 @@ def test_a_changed_nonce_is_refused(index: int, letter: str) -> None:
     nonces = Nonces()
     nonce = issue(nonces, 5.0)
     changed = nonce[:index] + letter + nonce[index + 1 :]
-    assert nonces.spend(changed, 5.0) is (changed == nonce)
+    assert (nonces.refusal(changed, 5.0) is None) is (changed == nonce)
 
 
 def test_another_spelling_of_a_spent_nonce_is_refused() -> None:
     nonces = Nonces()
     nonce = issue(nonces, 5.0)
-    assert nonces.spend(nonce, 5.0)
+    assert nonces.refusal(nonce, 5.0) is None
     for other in (nonce + "=", nonce + "==", nonce + "\n", " " + nonce):
-        assert not nonces.spend(other, 5.0)
+        assert nonces.refusal(other, 5.0) is not None
 
 
 def test_a_restart_voids_all() -> None:
-    assert not Nonces().spend(issue(Nonces(), 1.0), 1.0)
+    assert Nonces().refusal(issue(Nonces(), 1.0), 1.0) is not None
 
 
 def test_all_are_different_and_fit_a_header() -> None:
@@ -106,10 +106,11 @@ def test_memory_is_bounded() -> None:
     for number in range(1000):
         nonces.issue(1.0, f"192.0.2.{number}")
     assert len(nonces._given) <= 10
-    spent = sum(nonces.spend(issue(nonces, 1.0, f"x{number}"), 1.0) for number in range(200))
+    refusals = [nonces.refusal(issue(nonces, 1.0, f"x{number}"), 1.0) for number in range(200)]
+    spent = refusals.count(None)
     assert spent == 50
     assert nonces.refusal(issue(nonces, 1.0, "y"), 1.0) == "too many nonces were spent at once"
-    assert nonces.spend(issue(nonces, 70.0), 70.0)
+    assert nonces.refusal(issue(nonces, 70.0), 70.0) is None
     assert len(nonces._spent) == 1
 
 
