@@ -445,13 +445,6 @@ class Log(ABC):
         """
 
     @abstractmethod
-    def locate(self, time: float) -> int:
-        """Return the first offset of a batch published at or after `time`, Unix seconds.
-
-        `next` if none.
-        """
-
-    @abstractmethod
     def release(self, before: int) -> None:
         """Note that nothing below `before` is owed to any peer or consumer."""
 

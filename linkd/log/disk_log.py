@@ -620,10 +620,6 @@ class DiskLog(Log):
             return None if batch is None else batch.stamp
         return self._segment_set.stamp_at(position)
 
-    def locate(self, time: float) -> int:
-        """Return the first offset of a batch published at or after `time`."""
-        return self._segment_set.locate(time, self._tail) or self.next
-
     # deleting
 
     def release(self, before: int) -> None:

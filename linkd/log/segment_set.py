@@ -119,16 +119,6 @@ class SegmentSet:
             return segment.blocks[segment.block_of(position)].stamp
         return None
 
-    def locate(self, time: float, tail: TailCache) -> int | None:
-        """Return the first offset of a batch published at or after `time`, or None."""
-        for segment in self.segments:
-            for number, block in enumerate(segment.blocks):
-                if block.time >= time:
-                    for batch in self._block(segment, number, tail):
-                        if batch.time >= time:
-                            return batch.offset
-        return None
-
     def add(self, index: Index) -> None:
         """Put a segment behind all others."""
         self.segments.append(index)

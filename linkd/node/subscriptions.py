@@ -449,10 +449,6 @@ class Subscriptions:
         """Remove a consumer to make room for another."""
         self._remove(consumer, "its room was needed for another consumer")
 
-    def offer(self, follower: Follower, batches: list[Batch], next: int) -> None:
-        """Pass committed batches to a follower."""
-        follower.offer(batches, next)
-
     def interested(self, channel: str) -> tuple[Follower, ...]:
         """Return the followers that want `channel`."""
         found = self._known.get(channel)
@@ -685,11 +681,6 @@ class Subscriptions:
             next=known.next,
             detail=f"{'/'.join(old)} is {'/'.join(new)} now",
         )
-
-    def volatile(self, batch: Batch) -> None:
-        """Pass volatile records to the sink."""
-        for follower in self.interested(batch.channel):
-            follower.volatile(batch)
 
     def stop(self) -> None:
         """End all subscriptions; count the absence of consumers up to now."""

@@ -137,7 +137,8 @@ class FakeNode:
             if rule.delivery == "volatile" and Patterns((rule.name,)).match(draft.channel):
                 origin = Origin(self.name, self.log.id, "", 0)
                 batch = Batch(0, draft.channel, draft.count, draft.records, draft.time, origin)
-                self.subscriptions.volatile(batch)
+                for follower in self.subscriptions.interested(batch.channel):
+                    follower.volatile(batch)
                 settled(Appended(0, draft.count))
                 return
         self.log.append(draft, settled)

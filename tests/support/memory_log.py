@@ -171,13 +171,6 @@ class MemoryLog(Log):
         batch = self._tail.at(position)
         return None if batch is None else batch.stamp
 
-    def locate(self, time: float) -> int:
-        """Return the first offset of a batch published at or after `time`."""
-        for batch in self._tail.behind(self.first):
-            if batch.time >= time:
-                return batch.offset
-        return self.next
-
     def release(self, before: int) -> None:
         """Nothing below `before` is owed; it is kept all the same."""
 

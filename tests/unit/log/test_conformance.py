@@ -390,11 +390,6 @@ def test_owed_counts_by_channel(bench: Any) -> None:
     assert bench.log.owed(5) == {}
 
 
-def test_locate_finds_by_time(bench: Any) -> None:
-    append(bench, draft(b"a", time=10.0), draft(b"b", time=20.0, channel="x"))
-    assert [bench.log.locate(at) for at in (5.0, 10.0, 15.0, 25.0)] == [1, 1, 2, 3]
-
-
 def test_who_follows_is_told_after_the_appends(bench: Any) -> None:
     order: list[Any] = []
     bench.log.on_commit.append(order.append)
