@@ -345,7 +345,7 @@ async def _at(log: Log, offset: int) -> Batch:
     raise ApiError("gap", f"offset {offset} is no longer in the log")
 
 
-class ConsumerAck(msgspec.Struct, forbid_unknown_fields=True):
+class AckBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of an ack: everything below `next` is done, in the log with that id."""
 
     next: int | float
@@ -355,7 +355,7 @@ class ConsumerAck(msgspec.Struct, forbid_unknown_fields=True):
 async def acknowledge(api: ApiServer, call: Call) -> Response:
     """Set a consumer's cursor; answered once it is on disk."""
     consumer = api.find_consumer(call)
-    ack = call.json(ConsumerAck)
+    ack = call.json(AckBody)
     wanted = whole(ack.next, "next")
     if ack.log not in ("", api.node.log.id):
         raise ApiError("gap", "the node has another log than the one of this ack")

@@ -76,7 +76,7 @@ class StreamSession(ClientSession):
         self._all_links_due = False  # the status of all links is to be sent soon
         self._calls: dict[type, Callable[[Any], None]] = {
             client.Open: self._open,
-            client.Wait: self._wait,
+            client.WaitForPeer: self._wait,
             client.Subscribe: self._subscribe,
             client.Unsubscribe: self._unsubscribe,
             client.Credit: self._credit,
@@ -242,7 +242,7 @@ class StreamSession(ClientSession):
             )
         )
 
-    def _wait(self, frame: client.Wait) -> None:
+    def _wait(self, frame: client.WaitForPeer) -> None:
         if frame.id in self._waits or len(self._waits) >= MAX_WAITS:
             self.send(
                 client.WaitResult(frame.id, "too-many", f"at most {MAX_WAITS}, each its own id")
@@ -279,13 +279,13 @@ class StreamSession(ClientSession):
                 self.api.share.queue(self._cancel_waits, self.caller.name)
                 break
 
-    def _forgotten(self, frame: client.Wait, why: Failure) -> None:
+    def _forgotten(self, frame: client.WaitForPeer, why: Failure) -> None:
         """Answer a wait for a peer that was removed."""
         refusal = why.value
         if self._waits.pop(frame.id, None) is not None and isinstance(refusal, ApiError):
             self.send(client.WaitResult(frame.id, refusal.error, refusal.message))
 
-    def _waited(self, frame: client.Wait, there: bool) -> None:
+    def _waited(self, frame: client.WaitForPeer, there: bool) -> None:
         self._waits.pop(frame.id, None)
         if there:
             self.send(client.WaitResult(frame.id))

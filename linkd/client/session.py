@@ -312,7 +312,7 @@ class DaemonSession:
                 continue
             left = max(0.0, each.deadline - now)
             self._asked += 1
-            asked.append(client.Wait(id_, each.peer, each.channel, each.next, left))
+            asked.append(client.WaitForPeer(id_, each.peer, each.channel, each.next, left))
         return asked
 
     def _waited(self, frame: client.WaitResult) -> None:

@@ -70,7 +70,7 @@ class Publish(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
         records: Their encodings, side by side.
         ttl: Seconds of life, or None for ever.
         ids: The records' ids where repeats of them count; empty, or one a record.
-        wait: A peer for which the client will `Wait`: refused where that peer does not get it.
+        wait: A peer for which the client will wait: refused where that peer does not get it.
 
     What is out of bounds here is an error of this publish alone, not of the connection: clients
     send again what was not answered.
@@ -85,7 +85,7 @@ class Publish(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
     wait: str = ""
 
 
-class Wait(msgspec.Struct, array_like=True, frozen=True, tag=3):
+class WaitForPeer(msgspec.Struct, array_like=True, frozen=True, tag=3):
     """Ask for an answer (`WaitResult`) once `peer` has everything below `next` on disk.
 
     Args:
@@ -226,7 +226,7 @@ class PublishFailed(msgspec.Struct, array_like=True, frozen=True, tag=35):
 
 
 class WaitResult(msgspec.Struct, array_like=True, frozen=True, tag=36):
-    """The answer to `Wait`: the peer has it, or an `error` says why not (`timeout`, `not-sent`)."""
+    """The answer to `WaitForPeer`: no `error` once the peer has it, else `timeout` or another."""
 
     id: Natural
     error: str = ""
@@ -330,7 +330,9 @@ class Position(msgspec.Struct, array_like=True, frozen=True, tag=46):
     next: Natural
 
 
-FromClient = Open | Publish | Wait | Subscribe | Unsubscribe | Credit | ConsumerAck | WatchStatus
+FromClient = (
+    Open | Publish | WaitForPeer | Subscribe | Unsubscribe | Credit | ConsumerAck | WatchStatus
+)
 FromDaemon = (
     Opened
     | Published

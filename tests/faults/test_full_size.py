@@ -63,9 +63,9 @@ FRAMES: dict[FromClient, Callable[[], list[list[stream.FromClient]]]] = {
         ],
         [stream.Publish(n + 1, "b" * 255, 1, b"\xc1") for n in range(60_000)],
     ],
-    stream.Wait: lambda: [
-        [stream.Wait(n, "hub", "orders", 2**61, 3600.0) for n in range(stream.MAX_FRAMES)],
-        [stream.Wait(n, LONG, LONG, 1, 1.0) for n in range(30_000)],
+    stream.WaitForPeer: lambda: [
+        [stream.WaitForPeer(n, "hub", "orders", 2**61, 3600.0) for n in range(stream.MAX_FRAMES)],
+        [stream.WaitForPeer(n, LONG, LONG, 1, 1.0) for n in range(30_000)],
     ],
     stream.Subscribe: lambda: [
         [stream.Subscribe(n, _patterns(n), "earliest", "", 1 << 40) for n in range(500)],

@@ -34,7 +34,8 @@ def streams() -> tuple[bytes, ...]:
     """Return messages of the stream, both ways."""
     kinds = (
         client.Open(1, "p", "s"), client.Publish(1, "orders", 2, _RECORDS, 1.0, ("i", "")),
-        client.Wait(1, "hub", "orders", 5, 1.0), client.Subscribe(1, (">",), "earliest", "c", 500),
+        client.WaitForPeer(1, "hub", "orders", 5, 1.0),
+        client.Subscribe(1, (">",), "earliest", "c", 500),
         client.Unsubscribe(1), client.Credit(1, 5), client.ConsumerAck(1, 5), client.WatchStatus(),
         client.Opened(1, "n", "s", "l", 1, 2, 3), client.Ended(1, "stopped"),
         client.Deliver(1, 1, "orders", 2, _RECORDS, 1.0, "a", 1), client.SubscriptionGap(1, 2, 3),

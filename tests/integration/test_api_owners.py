@@ -134,7 +134,9 @@ FRAMES: dict[type, list[Callable[[Names], list[Any]]]] = {
             ),
         ],
     ],
-    client.Wait: [lambda _: [client.Open(client.VERSION), client.Wait(1, "hub", "orders", 1, 0.1)]],
+    client.WaitForPeer: [
+        lambda _: [client.Open(client.VERSION), client.WaitForPeer(1, "hub", "orders", 1, 0.1)]
+    ],
     client.Subscribe: [
         lambda n: [
             client.Open(client.VERSION),

@@ -1130,14 +1130,20 @@ async def test_waits_for_peers(served: Served) -> None:
     def run(client: Stream) -> None:
         from tests.support.api_calls import reactor
 
-        client.say(stream.Wait(1, "hub", "orders", 5, 10.0), stream.Wait(2, "x", "orders", 5, 1.0))
+        client.say(
+            stream.WaitForPeer(1, "hub", "orders", 5, 10.0),
+            stream.WaitForPeer(2, "x", "orders", 5, 1.0),
+        )
         assert client.hear(stream.WaitResult).error == "not-found"
-        client.say(stream.Wait(3, "hub", "private", 5, 1.0), stream.Wait(4, "hub", "a", 99, 0.1))
+        client.say(
+            stream.WaitForPeer(3, "hub", "private", 5, 1.0),
+            stream.WaitForPeer(4, "hub", "a", 99, 0.1),
+        )
         assert client.hear(stream.WaitResult).error == "not-sent"
         assert client.hear(stream.WaitResult).error == "timeout"
         reactor.callFromThread(served.node.reach, "hub", 5)
         assert client.hear(stream.WaitResult) == stream.WaitResult(1)
-        client.say(stream.Wait(5, "hub", "orders", 99, 10.0))
+        client.say(stream.WaitForPeer(5, "hub", "orders", 99, 10.0))
         time.sleep(0.1)
         reactor.callFromThread(served.node.remove, "hub")
         assert client.hear(stream.WaitResult).error == "not-found"

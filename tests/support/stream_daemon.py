@@ -120,7 +120,7 @@ class StreamDaemon:
             await self._publish(connection, producer, frame)
         elif isinstance(frame, client.WatchStatus):
             await self._send(connection, client.StatusChanged((LINK,)))
-        elif isinstance(frame, client.Wait):
+        elif isinstance(frame, client.WaitForPeer):
             error = "" if frame.peer == "hub" else "not-found"
             await self._send(connection, client.WaitResult(frame.id, error))
         elif isinstance(frame, client.Subscribe):

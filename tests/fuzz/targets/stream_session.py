@@ -68,7 +68,7 @@ def _frame(given: Input) -> client.FromClient:
     if what == 0:
         return client.Open(given.byte() % 3, given.choice(_PRODUCERS))
     if what == 1:
-        return client.Wait(
+        return client.WaitForPeer(
             number, given.choice(("hub", "nobody")), given.choice(_CHANNELS),
             abs(given.signed()), float(given.byte()),
         )  # fmt: skip

@@ -184,7 +184,7 @@ def test_too_many_records_in_a_publish_are_refused(bench: Bench) -> None:
 
 
 def test_waits_are_counted_and_cancelled_in_slices(bench: Bench) -> None:
-    bench.say(*(client.Wait(number, "hub", "orders", 2**40, 60.0) for number in range(100)))
+    bench.say(*(client.WaitForPeer(number, "hub", "orders", 2**40, 60.0) for number in range(100)))
     assert bench.api.budget.held == 100 * 4096
     bench.session.closed()
     for _ in range(3):
@@ -193,7 +193,7 @@ def test_waits_are_counted_and_cancelled_in_slices(bench: Bench) -> None:
     bench.api.budget.for_caller(ANYONE.name).add(bench.api.budget.most)
     session = StreamSession(bench.api, ANYONE, bench.socket)
     session.message(client.encode([client.Open(1)]), True)
-    session.message(client.encode([client.Wait(1, "hub", "orders", 2**40, 60.0)]), True)
+    session.message(client.encode([client.WaitForPeer(1, "hub", "orders", 2**40, 60.0)]), True)
     session.flush()
     assert bench.heard(client.WaitResult)[-1].error == "too-many"
 

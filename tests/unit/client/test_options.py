@@ -50,7 +50,7 @@ def test_a_ttl_is_refused_or_read_by_the_daemon(ttl: Any) -> None:
 @given(ANYTHING, ANYTHING, ANYTHING)
 def test_a_wait_is_refused_or_read_by_the_daemon(peer: Any, next_: Any, timeout: Any) -> None:
     if peer is not None and not raises(check_wait, peer, timeout) and not raises(check_next, next_):
-        client.checked(client.Wait(1, peer, "a", next_, timeout))
+        client.checked(client.WaitForPeer(1, peer, "a", next_, timeout))
 
 
 @given(ANYTHING, ANYTHING, ANYTHING)

@@ -367,13 +367,18 @@ def test_waits_are_asked_again_and_end_in_time() -> None:
     done: list[LinkdError | None] = []
     session.wait("hub", "a", 8, 30.0, done.append)
     session.wait("hub", "a", 0, 40.0, done.append)
-    first, second = (frame for frame in up(session, next=20) if isinstance(frame, client.Wait))
+    first, second = (
+        frame for frame in up(session, next=20) if isinstance(frame, client.WaitForPeer)
+    )
     assert (first.next, first.timeout, second.next) == (8, 30.0, 0)
     session.lost()
     session.connected()
     frames(session)
     tell(session, opened())
-    assert [f.timeout for f in frames(session, 10.0) if isinstance(f, client.Wait)] == [20.0, 30.0]
+    assert [f.timeout for f in frames(session, 10.0) if isinstance(f, client.WaitForPeer)] == [
+        20.0,
+        30.0,
+    ]
     tell(session, client.WaitResult(first.id))
     assert done == [None]
     assert session.expire(39.0) == 40.0
@@ -381,7 +386,7 @@ def test_waits_are_asked_again_and_end_in_time() -> None:
     assert isinstance(done[1], TimedOut)
     session.wait("x", "a", 8, 99.0, done.append)
     (third,) = frames(session, 50.0)
-    assert isinstance(third, client.Wait)
+    assert isinstance(third, client.WaitForPeer)
     tell(session, client.WaitResult(third.id, "not-found", "no x"), client.WaitResult(third.id))
     assert isinstance(done[2], Refused)
 
@@ -553,9 +558,9 @@ def test_a_daemon_that_waits_less_than_was_asked_for_is_asked_again() -> None:
     up(session)
     session.wait("hub", "a", 8, 7200.0, done.append)
     (asked,) = frames(session)
-    assert isinstance(asked, client.Wait)
+    assert isinstance(asked, client.WaitForPeer)
     tell(session, client.WaitResult(asked.id, "timeout"))
-    assert frames(session, 3600.0) == [client.Wait(asked.id, "hub", "a", 8, 3600.0)]
+    assert frames(session, 3600.0) == [client.WaitForPeer(asked.id, "hub", "a", 8, 3600.0)]
     assert done == []
     tell(session, client.WaitResult(asked.id, "timeout"))
     assert frames(session, 7200.0) == []

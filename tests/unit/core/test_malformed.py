@@ -132,8 +132,8 @@ def test_a_frame_is_checked_as_its_daemon_will_read_it() -> None:
     for wrong in (
         client.ConsumerAck(1, -1),
         client.ConsumerAck(1, 2**64),
-        client.Wait(1, "\ud800", "orders", 1, 1.0),
-        client.Wait(1, "hub", "orders", 1, object()),  # type: ignore[arg-type]
+        client.WaitForPeer(1, "\ud800", "orders", 1, 1.0),
+        client.WaitForPeer(1, "hub", "orders", 1, object()),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match=f"{type(wrong).__name__.lower()}: "):
             client.checked(wrong)
