@@ -17,6 +17,15 @@ _LEVELS = {
 }
 
 
+_unwanted: tuple[Level, ...] = ()
+
+
+def leave_out(*levels: Level) -> None:
+    """Build no lines of these levels from now on: nobody writes them."""
+    global _unwanted  # noqa: PLW0603 - as the log, it is one for the process
+    _unwanted = levels
+
+
 def unknown_fields(event: str, fields: list[str] | tuple[str, ...]) -> list[str]:
     """Return what of `fields` the table lacks for `event`; `["event"]` for an unknown event."""
     kind = EVENTS.get(event)
@@ -45,4 +54,6 @@ def emit(event: str, level: Level | None = None, /, **fields: Value) -> None:
         )
     kind = EVENTS.get(event)
     chosen = level or (kind.level if kind else "error")
+    if chosen in _unwanted:
+        return
     _log.emit(_LEVELS[chosen], None, event=event, **fields)

@@ -17,6 +17,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 
 from linkd.clock import wall
 from linkd.events.catalog import COMMON_FIELDS, EVENTS, Level
+from linkd.events.emitting import leave_out
 from linkd.events.sink import CLOSE_SECONDS, Dropped, LineSink
 from linkd.protocol.json import rfc3339
 
@@ -30,9 +31,13 @@ class _Repeats(msgspec.Struct):
 
     event: str
     written: float
+    peer: object = None
     count: int = 0
     last: Fields = {}
     at: float = 0.0
+
+
+_Key = tuple[object, ...]
 
 
 class RepeatFilter:
@@ -44,7 +49,8 @@ class RepeatFilter:
 
     def __init__(self, window: float = WINDOW) -> None:
         self._window = window
-        self._known: OrderedDict[tuple[object, ...], _Repeats] = OrderedDict()
+        self._known: OrderedDict[_Key, _Repeats] = OrderedDict()
+        self._of_peer: dict[object, dict[_Key, None]] = {}
 
     def take(self, event: str, fields: Fields, now: float) -> list[tuple[str, Fields]]:
         """Return the lines to write for this one: none, itself, or summaries and itself.
@@ -60,7 +66,9 @@ class RepeatFilter:
         key = (event, *(fields.get(name) for name in kind.folds))
         known = self._known.get(key)
         if known is None:
-            self._known[key] = _Repeats(event, now)
+            peer = fields.get("peer") if "peer" in kind.folds else None
+            self._known[key] = _Repeats(event, now, peer)
+            self._of_peer.setdefault(peer, {})[key] = None
             return [*self._overflow(now), (event, fields)]
         known.count += 1
         known.last = fields
@@ -76,26 +84,32 @@ class RepeatFilter:
             if known.count:
                 lines.append(self._summary(known, now))
             else:
-                del self._known[key]
+                self._forget(key)
         return lines
 
     def _settle(self, peer: object, now: float) -> list[tuple[str, Fields]]:
         """Return the summaries of a peer's counted lines, and forget them."""
-        if peer is None:
-            return []
         lines = []
-        for key, known in list(self._known.items()):
-            if peer in key[1:]:
-                if known.count:
-                    lines.append(self._summary(known, now))
-                del self._known[key]
+        for key in list(self._of_peer.get(peer, ()) if peer is not None else ()):
+            known = self._forget(key)
+            if known.count:
+                lines.append(self._summary(known, now))
         return lines
+
+    def _forget(self, key: _Key) -> _Repeats:
+        """Forget a line, and return it."""
+        known = self._known.pop(key)
+        mine = self._of_peer[known.peer]
+        del mine[key]
+        if not mine:
+            del self._of_peer[known.peer]
+        return known
 
     def _overflow(self, now: float) -> list[tuple[str, Fields]]:
         """Bound the number of remembered lines."""
         if len(self._known) <= MOST_KEYS:
             return []
-        _, oldest = self._known.popitem(last=False)
+        oldest = self._forget(next(iter(self._known)))
         return [self._summary(oldest, now)] if oldest.count else []
 
     def _summary(self, known: _Repeats, now: float) -> tuple[str, Fields]:
@@ -121,7 +135,7 @@ _LEVELS: Mapping[object, Level] = {
     LogLevel.error: "error",
     LogLevel.critical: "error",
 }
-_ORDER = ("debug", "info", "warn", "error")
+_ORDER: Final[tuple[Level, ...]] = ("debug", "info", "warn", "error")
 
 _NOISE = ("dropping connection to peer", "dropConnection", "Connection to/from peer")
 """Warnings of Autobahn whenever a connection ends: the link's own line is more precise."""
@@ -290,6 +304,7 @@ def install(stream: TextIO, format: Format = "text", least: Level = "info") -> I
     form = LineForm(format, to_journal(stream, os.environ))
     sink = LineSink(stream.fileno(), form.dropped)
     observer = Observer(sink.put, form, least)
+    leave_out(*_ORDER[: _ORDER.index(least)])
     sys.stderr = cast(TextIO, sink)
     installed = Installed(observer, sink)
     atexit.register(installed.finish)

@@ -6,7 +6,6 @@ one for each client that merely connects takes eight times as long (measured: 38
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from random import Random
 from typing import Any, ClassVar, Final
@@ -363,7 +362,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         if nonce is None:
             self._refuse(503, "busy", "too many tokens were asked for from here", NONCE_LIFETIME)
             return False
-        body = json.dumps({"nonce": nonce, "expires_seconds": NONCE_LIFETIME}).encode()
+        body = f'{{"nonce": "{nonce}", "expires_seconds": {NONCE_LIFETIME}}}'.encode()
         self.sendData(http_head.answer(200, body, kind="application/json", close=False))
         return True
 
@@ -573,7 +572,6 @@ class Listener(ServerFactory):  # type: ignore[misc]
         refusals: How many connections were refused, by reason.
     """
 
-    protocol = ListenerConnection
     noisy = False
 
     def __init__(
@@ -622,6 +620,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
             autoPingSize=12,
             autoPingRestartOnAnyTraffic=False,
         )
+        self.protocol = ListenerConnection.with_options(self)
 
     def start(self) -> None:
         """Listen.

@@ -15,6 +15,7 @@ import ipaddress
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final
 
 from twisted.internet.abstract import FileDescriptor
@@ -26,6 +27,7 @@ from linkd import events
 MAX_ADDRESSES: Final = 16_384
 
 
+@lru_cache(MAX_ADDRESSES)
 def origin(address: str) -> str:
     """Return what an address counts as: itself, or for IPv6 its /64, which one host may own whole.
 

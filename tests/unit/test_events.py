@@ -24,6 +24,7 @@ from linkd.events import (
     Level,
     Observer,
     emit,
+    emitting,
     json_line,
     text_line,
     unknown_fields,
@@ -337,6 +338,17 @@ def test_only_the_stream_that_journal_stream_names_is_the_journal(tmp_path: Path
         assert not to_journal(stream, {"JOURNAL_STREAM": f"{here}1"})
         assert not to_journal(stream, {})
     assert not to_journal(io.StringIO(), {"JOURNAL_STREAM": here})
+
+
+def test_lines_that_nobody_writes_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    monkeypatch.setattr(emitting._log, "emit", lambda *_, event, **__: built.append(event))
+    monkeypatch.setattr(emitting, "_unwanted", ())
+    emitting.leave_out("debug")
+    for event in ("link.connecting", "link.up"):
+        emit(event)
+    emit("link.connecting", "info")
+    assert built == ["link.up", "link.connecting"]
 
 
 class TestFolding:

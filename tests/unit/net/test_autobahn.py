@@ -49,7 +49,10 @@ LINK = BOTH | {
 OVERRIDDEN = {
     ListenerConnection: (SERVER, LINK | {"onAutoPingTimeout", "onConnect"}),
     DialerConnection: (CLIENT, LINK | {"onConnecting"}),
-    ApiWebSocket: (SERVER, BOTH | {"dropConnection", "onAutoPingTimeout", "onConnect", "sendPing"}),
+    ApiWebSocket: (
+        SERVER,
+        BOTH | {"connectionMade", "dropConnection", "onAutoPingTimeout", "onConnect", "sendPing"},
+    ),
 }
 
 CALLED = ("dropConnection", "processControlFrame", "sendCloseFrame", "sendPing")
@@ -57,6 +60,7 @@ CALLED = ("dropConnection", "processControlFrame", "sendCloseFrame", "sendPing")
 ASSIGNED = (
     "_batched_timer",
     "_transport_details",
+    "_wskey",
     "autoPingInterval",
     "autoPingPending",
     "autoPingPendingCall",
@@ -75,6 +79,9 @@ ASSIGNED = (
     "remoteCloseCode",
     "remoteCloseReason",
     "state",
+    "websocket_extensions",
+    "websocket_protocols",
+    "websocket_version",
 )
 
 
@@ -89,6 +96,10 @@ def test_each_method_that_linkd_overrides_is_still_autobahns(ours: type) -> None
 def test_each_method_that_linkd_calls_is_still_there(name: str) -> None:
     assert callable(getattr(SERVER, name))
     assert callable(getattr(CLIENT, name))
+
+
+def test_the_answer_to_an_upgrade_is_still_made_apart() -> None:
+    assert callable(SERVER.succeedHandshake)
 
 
 def test_each_attribute_that_linkd_uses_is_still_assigned() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from autobahn.twisted import websocket
 from autobahn.websocket import protocol
 
 from tests.unit.net.test_timers import Pair
@@ -26,3 +27,19 @@ def test_each_connection_takes_all_options_of_its_factory_without_a_pretty_list(
         for name in kind.CONFIG_ATTRS:
             assert getattr(end, name) == getattr(end.factory, name), name
     assert (pair.far.autoPingInterval, pair.far.autoPingTimeout) == (5.0, 2.0)
+
+
+def test_connections_keep_the_options_with_which_they_began(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    listener = pair.far.factory
+    assert not set(protocol.WebSocketServerProtocol.CONFIG_ATTRS) & vars(pair.far).keys()
+    listener.setProtocolOptions(autoPingInterval=9.0)
+    listener.protocol = type(pair.far).__mro__[1].with_options(listener)
+    later = listener.buildProtocol(None)
+    assert (pair.far.autoPingInterval, later.autoPingInterval) == (5.0, 9.0)
+
+
+@pytest.mark.parametrize("name", ["hltype", "hlval"])
+def test_autobahn_colors_nothing_for_its_log(name: str) -> None:
+    for module in (protocol, websocket):
+        assert getattr(module, name)("value") == "value"
