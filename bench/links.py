@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +29,13 @@ from bench.swarm import Bare
 from bench.systems import SECRET, Process, listens, wait
 from linkd.drill.testbed import free_port
 from linkd.host import raise_open_file_limit
+from tests.support.lab import python
 from tests.support.swarm import Swarm
 
 PING_INTERVAL, PING_TIMEOUT = 5, 2
-NODES = "linkd, nodes"
-SERVERS = ("linkd", NODES, "autobahn", "websockets")
+NODES, FLOODED = "linkd, nodes", "linkd, strangers"
+SERVERS = ("linkd", NODES, FLOODED, "autobahn", "websockets")
+STRANGERS, STRANGERS_A_SECOND = 1000, 500
 
 
 # The listening ends: each runs until it is ended
@@ -103,6 +109,28 @@ def start_server(kind: str, port: int, count: int, folder: Path) -> Process:
     return server
 
 
+@contextmanager
+def strangers(port: int) -> Iterator[None]:
+    """Flood a hub meanwhile from 1,000 addresses: tokens, and upgrades with wrong proofs."""
+    order = {
+        "kind": "wrong-proof",
+        "host": "127.0.0.1",
+        "port": port,
+        "seconds": 600,
+        "rate": STRANGERS_A_SECOND,
+        "sources": [f"127.1.{n // 250}.{n % 250 + 1}" for n in range(STRANGERS)],
+        "secret": SECRET,
+    }
+    flood = subprocess.Popen(
+        python("-m", "tests.support.strangers", json.dumps(order)), stdout=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        flood.kill()
+        flood.wait()
+
+
 def one(kind: str, count: int, seconds: float) -> dict[str, float]:
     """Measure one server with so many idle links; end it, start it again, and time the return."""
     with tempfile.TemporaryDirectory(prefix="linkd-bench-") as name:
@@ -115,7 +143,7 @@ def one(kind: str, count: int, seconds: float) -> dict[str, float]:
                 url = f"ws://127.0.0.1:{port}/link"
                 swarm = Swarm(url, count, str(folder / "secret"), None)
             else:
-                secret = [str(folder / "secret")] if kind == "linkd" else []
+                secret = [str(folder / "secret")] if kind in ("linkd", FLOODED) else []
                 swarm = Bare(port, count, *secret)
             within = 60.0 + count / 20
             up = swarm.wait_up(count, within) - began
@@ -125,16 +153,18 @@ def one(kind: str, count: int, seconds: float) -> dict[str, float]:
             used = (server.cpu_seconds() - cpu) / (time.monotonic() - began)
             full = server.resident_bytes()
             server.stop()
-            server = start_server(kind, port, count, folder)
-            listening, cpu = time.monotonic(), server.cpu_seconds()
-            back = swarm.wait_up(count, within) - listening
+            with strangers(port) if kind == FLOODED else nullcontext():
+                server = start_server(kind, port, count, folder)
+                listening, cpu = time.monotonic(), server.cpu_seconds()
+                back = swarm.wait_up(count, within) - listening
+                used_back = server.cpu_seconds() - cpu
             return {
                 "bytes": (full - empty) / count,
                 "empty": empty / 2**20,
                 "percent": used * 100,
                 "dialed_in": up,
                 "back_in": max(0.0, back),
-                "cpu_back": (server.cpu_seconds() - cpu) * 1000 / count,
+                "cpu_back": used_back * 1000 / count,
             }
         finally:
             server.stop()
@@ -148,6 +178,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="100 links, one round")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--counts", default="1000,5000")
+    parser.add_argument("--servers", default=";".join(SERVERS), help="which, with `;` between")
     parser.add_argument("--seconds", type=float, default=20.0, help="of idling")
     parser.add_argument("--serve", choices=SERVERS, help="(for its own use)")
     parser.add_argument("--port", type=int, default=0)
@@ -158,13 +189,14 @@ def main() -> int:
         gc.collect()
         globals()[f"serve_{asked.serve}"](asked.port, asked.count)
         return 0
+    servers = asked.servers.split(";")
     counts = [100] if asked.quick else [int(count) for count in asked.counts.split(",")]
     rounds = asked.rounds or (1 if asked.quick else 3)
     where, rows = machine(), []
     for count in counts:
-        found: dict[str, list[dict[str, float]]] = {kind: [] for kind in SERVERS}
+        found: dict[str, list[dict[str, float]]] = {kind: [] for kind in servers}
         for _ in range(rounds):
-            for kind in SERVERS:
+            for kind in servers:
                 found[kind].append(one(kind, count, 5.0 if asked.quick else asked.seconds))
                 print(f"{count} links, {kind}: {found[kind][-1]}", flush=True)
         rows += _rows(count, found)
@@ -177,10 +209,12 @@ def main() -> int:
         " server's processor time beside it, count from the moment at which the restarted server"
         " listens again. The same light dialers dial all servers and retry within 0 to 1 s, at"
         f" random; in the rows `{NODES}` real nodes dial, whose own processor time counts in the"
-        " seconds here.\n\n" + table(head, rows) + "\n"
+        f" seconds here; in the rows `{FLOODED}` {STRANGERS_A_SECOND} strangers a second from"
+        f" {STRANGERS:,} addresses ask for a token and send a wrong proof while the links return."
+        "\n\n" + table(head, rows) + "\n"
     )
     print(text)
-    if not asked.quick:
+    if not asked.quick and servers == [*SERVERS]:
         FOLDER.mkdir(parents=True, exist_ok=True)
         (FOLDER / "links.md").write_text(text)
     return 0
@@ -191,9 +225,9 @@ def _rows(count: int, found: dict[str, list[dict[str, float]]]) -> list[list[str
     rows = []
 
     def of(kind: str, what: str) -> Any:
-        return figure([each[what] for each in found[kind]])
+        return figure([each[what] for each in found.get(kind) or found[next(iter(found))]])
 
-    for kind in SERVERS:
+    for kind in found:
         row = [f"{count:,}", kind]
         for what, scale in (("bytes", 1024), ("percent", 1), ("cpu_back", 1)):
             if what == "cpu_back":

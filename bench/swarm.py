@@ -110,7 +110,7 @@ class Crowd:
             epochs=(EpochStart("bench", 1),),
             next=1,
             cursor=None,
-            wants=(),
+            wants=(f"to.{int(name[5:]) - 1}",),
             ping_interval=0.0,
         )
         writer.write(b"".join(put(MESSAGE, encode(hello), 0x80)))
