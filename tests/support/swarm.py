@@ -14,11 +14,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from typing import Any
 
 from linkd.drill.deadman import ChildProcess
 from linkd.drill.testbed import Namespace
 from tests.support.lab import python
+
+MOST_STARTING = 25
+"""So many are started at most before one of them is up.
+
+Where the machine is slow, all at once would take longer than an attempt may: then none is ever up.
+"""
 
 LOG_BYTES = 1 << 20
 """What each keeps of what nobody is owed: fifty logs that forget nothing would be mostly that."""
@@ -85,8 +92,18 @@ def main(url: str, count: int, secret_file: str, *receive: str) -> None:
         reactor.callFromThread(reactor.stop)
 
     threading.Thread(target=obey, daemon=True).start()
-    for number, node in enumerate(nodes):
-        reactor.callLater(number * 0.005, node.start)
+    waiting, starting = deque(nodes), list[Any]()
+
+    def start_one() -> None:
+        if len(starting) >= MOST_STARTING:
+            starting[:] = [node for node in starting if node.status().links[0].state != "up"]
+        if len(starting) < MOST_STARTING:
+            starting.append(waiting.popleft())
+            starting[-1].start()
+        if waiting:
+            reactor.callLater(0.005, start_one)
+
+    start_one()
     daemon.tune_gc()
     reactor.run()
 
