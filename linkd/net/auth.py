@@ -16,6 +16,7 @@ import secrets
 import stat
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,9 @@ NONCE_LIFETIME = 30.0
 MIN_SECRET_CHARACTERS = 32
 MAX_SECRET_BYTES = 4096
 MAX_NONCE_CHARACTERS = 64
+
+SETTLED_SECONDS = 1.0
+"""A file that changed less than this ago is read each time."""
 
 Role = Literal["dialer", "listener"]
 
@@ -216,3 +220,34 @@ def load_secret(path: str | os.PathLike[str]) -> bytes:
             f" {characters}: make one with `openssl rand -hex 32`"
         )
     return secret
+
+
+class SecretCache:
+    """Keeps the secrets of files, and reads a file again once it has changed.
+
+    Args:
+        wall: Returns Unix seconds.
+    """
+
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall = wall
+        self._known: dict[str, tuple[tuple[int, ...], bytes]] = {}
+
+    def load(self, path: str) -> bytes:
+        """Return what `load_secret` returns, with its errors."""
+        try:
+            status = secret_path(path).stat()
+        except OSError:
+            return load_secret(path)
+        version = (
+            *(status.st_dev, status.st_ino, status.st_mode, status.st_size),
+            *(status.st_mtime_ns, status.st_ctime_ns),
+        )
+        known = self._known.get(path)
+        if known is not None and known[0] == version:
+            return known[1]
+        secret = load_secret(path)
+        # Two changes within one tick of the kernel's clock look alike.
+        if self._wall() - status.st_ctime > SETTLED_SECONDS:
+            self._known[path] = (version, secret)
+        return secret

@@ -20,6 +20,7 @@ from twisted.internet.tcp import Port
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from linkd.clock import wall
 from linkd.config import Config, parse_address
 from linkd.core.backoff import bounded_spread
 from linkd.core.liveness import listener_limit
@@ -28,7 +29,7 @@ from linkd.events import Level, emit
 from linkd.host import listen_error
 from linkd.net import http_head
 from linkd.net.admission import ACCEPT_SECONDS, ConnectionLimiter, GreetedAddresses, Place
-from linkd.net.auth import NONCE_LIFETIME, Nonces, load_secret, prove, verify
+from linkd.net.auth import NONCE_LIFETIME, Nonces, SecretCache, prove, verify
 from linkd.net.connection import ABORT_AFTER, Connection, Nodes, Post
 from linkd.net.linux import every_address, peer_of, show
 from linkd.net.timers import ExactTimer, PingedSilence, cancel, lateness
@@ -432,7 +433,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         if complaint is not None:
             raise HandshakeRejected(401, "rejected", complaint)
         try:
-            secret = load_secret(secret_file)
+            secret = listener.secrets.load(secret_file)
         except ConfigError as error:
             listener.log_event("error", "connection.refused", peer=claimed, detail=str(error))
             raise HandshakeRejected(
@@ -591,6 +592,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
         self.tls = tls
         self.posts = posts or {}
         self.nonces = Nonces()
+        self.secrets = SecretCache(wall)
         self.random = Random()
         self.refusals: Counter[str] = Counter()
         self.admission = ConnectionLimiter(config.limits, greeted)

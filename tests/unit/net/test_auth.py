@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from linkd.errors import ConfigError
 from linkd.net.auth import (
     NONCE_LIFETIME,
+    SETTLED_SECONDS,
     Nonces,
+    SecretCache,
     encode_fields,
     load_secret,
     prove,
@@ -225,3 +227,35 @@ def test_a_systemd_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError, match="LoadCredential="):
         load_secret("hub.secret")
     assert secret_path("/etc/linkd/hub.secret") == Path("/etc/linkd/hub.secret")
+
+
+def test_a_file_is_read_again_only_once_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def load(path: str) -> bytes:
+        read.append(path)
+        return load_secret(path)
+
+    monkeypatch.setattr("linkd.net.auth.load_secret", load)
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    path.write_bytes(SECRET)
+    now = [path.stat().st_ctime]
+    cache = SecretCache(lambda: now[0])
+    for _ in range(2):
+        assert cache.load(str(path)) == SECRET
+    assert len(read) == 2  # it may still change within the same tick
+    now[0] += SETTLED_SECONDS + 0.1
+    for _ in range(3):
+        assert cache.load(str(path)) == SECRET
+    assert len(read) == 3
+    path.write_bytes(SECRET[::-1] + b"!")
+    assert cache.load(str(path)) == SECRET[::-1] + b"!"
+    path.chmod(0o604)
+    with pytest.raises(ConfigError, match="chmod"):
+        cache.load(str(path))
+    path.unlink()
+    with pytest.raises(ConfigError):
+        cache.load(str(path))
