@@ -234,8 +234,8 @@ LINK_EVENTS = (
     info("listener.stopped", "Peers can no longer dial this address."),
     warn(
         "listener.rate-limited",
-        "Too many connections at once: new ones are asked to retry later, or the oldest one "
-        "without a hello is closed.",
+        "Too many connections at once: new ones are asked to retry later, those of strangers are "
+        "dropped, or the oldest one without a hello is closed.",
         "Nothing after a restart of a hub; else see `[limits]` and who connects.",
         fields="pending",
         folds="reason",

@@ -54,8 +54,11 @@ ASSUMED_RATE: Final = 500.0
 MEASURED: Final = 100
 """Handshakes over whose processor time the rate is measured."""
 
-BURST_SECONDS: Final = 10.0
+BURST_SECONDS: Final = 3.0
 """They must come within this time: otherwise other work would count."""
+
+SLOWER_PART: Final = 1 / 4
+"""A slower rate counts for this part: other work may have come among the handshakes."""
 
 
 class _Table(msgspec.Struct, forbid_unknown_fields=True):
@@ -126,7 +129,9 @@ class GreetedAddresses:
         elif count < MEASURED:
             self._burst = (since, used, count + 1)
         else:
-            rate = count / max(self._processor() - used, 1e-6)
+            before, rate = self.handshakes_per_second, count / max(self._processor() - used, 1e-6)
+            if rate < before:
+                rate = before + SLOWER_PART * (rate - before)
             self.handshakes_per_second = min(max(rate, 1.0), 1e6)
             self._burst = (now, 0.0, 0)
             self._is_new = True

@@ -134,6 +134,10 @@ def test_the_rate_of_handshakes_is_measured_in_a_crowd_and_kept(tmp_path: Path) 
         table.greeted(f"p{number}", "192.0.2.1", 100.0 + 0.01 * number)
         used[0] += 0.0008
     assert table.handshakes_per_second == pytest.approx(1250.0, rel=0.02)
+    for number in range(MEASURED + 1):  # among other work
+        table.greeted(f"p{number}", "192.0.2.1", 110.0 + 0.01 * number)
+        used[0] += 0.02
+    assert table.handshakes_per_second == pytest.approx(1250.0 * 3 / 4 + 50.0 / 4, rel=0.02)
     content = table.to_write(200.0)
     assert content is not None
     table.write(content)
