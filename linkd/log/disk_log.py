@@ -27,7 +27,6 @@ from linkd.log.files import (
     Environment,
     explain_os_error,
     lock,
-    refusal,
     room,
 )
 from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, CursorSet, NewFrame, encode_frame
@@ -242,6 +241,16 @@ class Phase(Enum):
 
 
 _AFTER_IDLE = {Phase.PAUSED: Phase.WRITING, Phase.FAILED: Phase.RETRYING}
+
+
+def refusal(settings: LogSettings, size: int, free: int) -> str | None:
+    """Return why a log of `size` bytes, on a disk with `free` bytes left, refuses publishes."""
+    if settings.when_full == "reject" and size >= settings.max_bytes * 9 // 10:
+        return f"{size} bytes are 90 % of log.max_bytes ({settings.max_bytes})"
+    if free < settings.min_free_bytes:
+        least = settings.min_free_bytes
+        return f"the disk has {free} bytes left, less than log.min_free_bytes ({least})"
+    return None
 
 
 class DiskLog(Log):
@@ -641,6 +650,7 @@ class DiskLog(Log):
 
     def make_room(self) -> None:
         """Delete what may go, and go on with what waits for room."""
+        self._measure()
         self._retain()
         self._measure()
         if self._phase is Phase.PAUSED and self.size_bytes < self.max_bytes:
@@ -656,8 +666,7 @@ class DiskLog(Log):
             self._send()
 
     def _retain(self) -> None:
-        """Delete the segments that may go."""
-        self._measure()
+        """Delete the segments that may go, as last measured."""
         segments = self._segment_set.segments
         oldest = self._clock.ago(self.clock(), self._settings.max_age)
         count = self._retention.count(segments, self._kept_bytes, self._soon_free, oldest)

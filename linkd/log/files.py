@@ -12,7 +12,6 @@ from random import Random, SystemRandom
 import msgspec
 
 from linkd import clock
-from linkd.config.settings import LogSettings
 from linkd.errors import LogDamaged
 
 _MOST_BUFFERS = 1000
@@ -150,13 +149,3 @@ class Environment(msgspec.Struct, frozen=True):
     call_at_iteration_end: Callable[[Callable[[], None]], object] | None = None
     synchronised: Callable[[], bool] = clock.is_synchronised
     boot: str = ""
-
-
-def refusal(settings: LogSettings, size: int, free: int) -> str | None:
-    """Return why a log of `size` bytes, on a disk with `free` bytes left, refuses publishes."""
-    if settings.when_full == "reject" and size >= settings.max_bytes * 9 // 10:
-        return f"{size} bytes are 90 % of log.max_bytes ({settings.max_bytes})"
-    if free < settings.min_free_bytes:
-        least = settings.min_free_bytes
-        return f"the disk has {free} bytes left, less than log.min_free_bytes ({least})"
-    return None

@@ -11,7 +11,7 @@ from linkd.errors import Gap, LinkdError
 from linkd.log.base import Log, new_token
 from linkd.log.cache import TailCache
 from linkd.log.commit import CommitGroup, ignore
-from linkd.log.files import refusal
+from linkd.log.disk_log import refusal
 from linkd.log.frame import EpochOpened
 from linkd.log.state import RecentIds, State
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
