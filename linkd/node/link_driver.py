@@ -196,6 +196,11 @@ class LinkDriver:
 
     # -- called by the replicator -------------------------------------------------------------
 
+    def log_event(self, level: str, event: str, **fields: str | int | float | None) -> None:
+        """Log an event of this link."""
+        named = {"peer": self.peer} | fields  # in front: lines show fields in this order
+        self._node.log_event(level, event, **named)
+
     def acknowledged(self) -> None:
         """Note that an owed record has been acknowledged."""
         if self.link.state == "up":
@@ -212,7 +217,7 @@ class LinkDriver:
 
     def _log_narrow(self, found: str) -> None:
         detail = f"{found}: MTU? The next connection is dialed with smaller TCP segments"
-        self._node.log_event("warn", "link.large-messages-lost", peer=self.peer, detail=detail)
+        self.log_event("warn", "link.large-messages-lost", detail=detail)
 
     def _narrow(self, segment_bytes: int) -> bool:
         """Limit the dialer's TCP segments; return whether that changes anything."""
@@ -323,7 +328,7 @@ class LinkDriver:
                 f"nothing that is published here passes to {self.peer}: this node's send ="
                 f" {_in_short(sends)}, its receive = {_in_short(wants)}"
             )
-            self._node.log_event("warn", "link.nothing-passes", peer=self.peer, detail=detail)
+            self.log_event("warn", "link.nothing-passes", detail=detail)
 
     def _note_clock(self, stamp: float, began: float) -> None:
         """Record the peer's wall clock; warn where it differs much from ours.
@@ -345,13 +350,7 @@ class LinkDriver:
         if abs(skew) > MAX_SKEW_SECONDS:
             where = "ahead of" if skew > 0 else "behind"
             detail = f"the clock of {self.peer} is {abs(skew):.0f} s {where} this host's"
-            self._node.log_event(
-                "warn",
-                "link.clock-skew",
-                peer=self.peer,
-                skew_seconds=round(skew, 1),
-                detail=detail,
-            )
+            self.log_event("warn", "link.clock-skew", skew_seconds=round(skew, 1), detail=detail)
 
     def _clock_skew(self) -> float | None:
         """Return by how many seconds the peer's clock is ahead of ours, or None where unknown.
@@ -391,13 +390,8 @@ class LinkDriver:
 
     def _log_duplicate(self, address: str, detail: str) -> None:
         """Log and show a second host with the peer's name, or one with another node's log."""
-        self._node.log_event(
-            "error",
-            "link.cloned-host",
-            peer=self.peer,
-            address=address,
-            reason="duplicate",
-            detail=detail,
+        self.log_event(
+            "error", "link.cloned-host", address=address, reason="duplicate", detail=detail
         )
         self._node.refused(self.peer, address, "duplicate", detail)
 
@@ -440,13 +434,7 @@ class LinkDriver:
                 self.replicator.drop()
                 if effect.reason == "replaced":
                     address = held[0].address
-                    self._node.log_event(
-                        "info",
-                        "link.replaced",
-                        peer=self.peer,
-                        address=address,
-                        detail=effect.detail,
-                    )
+                    self.log_event("info", "link.replaced", address=address, detail=effect.detail)
             held[0].abort(effect.reason, effect.detail)
 
     def _refuse(self, effect: links.Refuse) -> None:

@@ -298,7 +298,7 @@ class Replicator:
         try:
             effects = self.session.received(message, self._clock.seconds())
         except RemoteProtocolError as error:
-            self._node.log_event("warn", "connection.protocol", peer=self.peer, detail=str(error))
+            self._link.log_event("warn", "connection.protocol", detail=str(error))
             connection.fail("protocol", str(error), error.close_code)
             return
         if effects:
@@ -350,10 +350,9 @@ class Replicator:
         self.recount()
         if outbound.owed_records < before:
             lost = before - outbound.owed_records
-            self._node.log_event(
+            self._link.log_event(
                 "warn",
                 "log.dropped",
-                peer=self.peer,
                 first=outbound.acked,
                 next=first,
                 records=lost,
@@ -479,7 +478,7 @@ class Replicator:
         if isinstance(batches, Gap):
             self.perform(outbound.missing(batches.first))
         elif isinstance(batches, LinkdError):
-            self._node.log_event("error", "log.damaged", peer=self.peer, detail=str(batches))
+            self._link.log_event("error", "log.damaged", detail=str(batches))
             connection.abort("closed", str(batches))
         else:
             self.perform(outbound.read(batches, self._log.clock(), self._clock.seconds()))
@@ -510,10 +509,9 @@ class Replicator:
         inbound.leave_out()
         if self not in held:
             held.refuse(self)
-            self._node.log_event(
+            self._link.log_event(
                 "warn",
                 "link.left-out",
-                peer=self.peer,
                 detail=f"what {self.peer} sends from offset {inbound.received} of its log on is"
                 " not kept, as too much waits for this node's disk; it is asked for again once"
                 " there is room",
@@ -533,11 +531,11 @@ class Replicator:
         if isinstance(outcome, OutOfStep):
             if self.connection is None:
                 return  # it was out of step already
-            self._node.log_event("error", "link.out-of-step", peer=self.peer, detail=str(outcome))
+            self._link.log_event("error", "link.out-of-step", detail=str(outcome))
             self._link.rejoin(f"{outcome}; the link begins again from what is on disk")
             return
         if isinstance(outcome, LinkdError):
-            self._node.log_event("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
+            self._link.log_event("error", "log.disk-failed", detail=str(outcome))
             return
         if outcome.duplicate:
             self.catch_up()  # the step may still be in flight: acknowledge only what is on disk
@@ -591,16 +589,15 @@ class Replicator:
             f"{self.peer} has acknowledged nothing for {seconds:.0f} s, though"
             f" {outbound.owed_records} records are owed and sent: the link rejoins"
         )
-        self._node.log_event("error", "link.ack-overdue", peer=self.peer, detail=detail)
+        self._link.log_event("error", "link.ack-overdue", detail=detail)
         self._link.rejoin(detail)
 
     def _repeated(self, channel: str, records: int) -> None:
         """Count and log records that arrived twice, or in a loop; they were dropped."""
         self._node.count("repeated", self.peer, records)
-        self._node.log_event(
+        self._link.log_event(
             "info",
             "link.duplicate-records",
-            peer=self.peer,
             channel=channel,
             records=records,
             detail=f"{self.peer} sent {channel}, which is stored already: dropped",
@@ -608,7 +605,7 @@ class Replicator:
 
     def _out_of_order(self, batch: Batch, outcome: Appended) -> None:
         """Count received records that are late, or that may be duplicates."""
-        origin, log_event = batch.origin, self._node.log_event
+        origin, log_event = batch.origin, self._link.log_event
         places: dict[str, str | int | float | None] = {
             "channel": batch.channel,
             "origin": origin.node,
@@ -623,7 +620,7 @@ class Replicator:
                     f" {origin.first} on behind later records, which came over another path;"
                     " they are stored"
                 )
-                log_event("warn", "link.late-records", peer=self.peer, **places, detail=detail)
+                log_event("warn", "link.late-records", **places, detail=detail)
         if outcome.unproven:
             self._node.count("unproven", self.peer, outcome.unproven)
             stored = "stored, perhaps a second time" if outcome.count else "left out"
@@ -632,7 +629,7 @@ class Replicator:
                 f" {origin.first + batch.count - 1} of {origin.node} came before: {stored}"
             )
             places["records"] = outcome.unproven
-            log_event("error", "link.unproven-records", peer=self.peer, **places, detail=detail)
+            log_event("error", "link.unproven-records", **places, detail=detail)
 
     def acknowledge(self) -> None:
         """Acknowledge all committed records in one message."""
@@ -655,14 +652,13 @@ class Replicator:
         self._node.passed(effect.message, self.peer)
 
     def _log_effect(self, effect: sessions.LogEvent) -> None:
-        self._node.log_event(effect.level, effect.event, peer=self.peer, detail=effect.detail)
+        self._link.log_event(effect.level, effect.event, detail=effect.detail)
 
     def _refused(self, effect: sessions.RecordsRefused) -> None:
         self._node.count("refused", self.peer, effect.count)
-        self._node.log_event(
+        self._link.log_event(
             "warn",
             "link.unwanted-records",
-            peer=self.peer,
             channel=effect.channel,
             records=effect.count,
             detail=f"{self.peer} sent {self._name(effect.channel)}, which"
@@ -695,10 +691,9 @@ class Replicator:
                 f" {effect.channel} that began elsewhere are not sent; set relay = true in"
                 f" {self.peer}'s [[peer]] {self._node.name}, or narrow `send` here"
             )
-        self._node.log_event(
+        self._link.log_event(
             "error",
             "link.relay-refused",
-            peer=self.peer,
             channel=effect.channel,
             records=effect.count,
             detail=detail,
@@ -706,10 +701,9 @@ class Replicator:
 
     def _false_origin(self, effect: sessions.FalseOrigin) -> None:
         self._node.count("false-origin", self.peer, effect.count)
-        self._node.log_event(
+        self._link.log_event(
             "error",
             "link.false-origin",
-            peer=self.peer,
             channel=effect.channel,
             records=effect.count,
             detail=f"{self.peer} sent {effect.channel}: {effect.detail}; left out",
@@ -722,13 +716,8 @@ class Replicator:
         whose = f"{self.peer}'s log" if effect.inbound else "this node's log"
         detail = f"offsets {effect.first} to {effect.next - 1} of {whose} are gone"
         self._node.count("gap", self.peer, effect.next - effect.first)
-        self._node.log_event(
-            "error",
-            "link.gap",
-            peer=self.peer,
-            first=effect.first,
-            next=effect.next,
-            detail=detail,
+        self._link.log_event(
+            "error", "link.gap", first=effect.first, next=effect.next, detail=detail
         )
 
     def _diverged(self, effect: sessions.EpochsDiverged) -> None:
