@@ -51,11 +51,7 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         ),
     ]
     state_dir: Annotated[
-        str,
-        _meta(
-            "Directory of the log and of keys; mode 0700, one daemon at a time.",
-            "restart",
-        ),
+        str, _meta("Directory of the log and of keys; mode 0700, one daemon at a time.", "restart")
     ] = "/var/lib/linkd"
 
 
@@ -101,27 +97,23 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
     """The API for applications, the commands, metrics and the dashboard."""
 
     socket: Annotated[
-        str,
-        _meta("Path of the unix socket, mode 0660: file permissions guard it.", "restart"),
+        str, _meta("Path of the unix socket, mode 0660: file permissions guard it.", "restart")
     ] = "/run/linkd/linkd.sock"
     http: Annotated[
-        str | None,
-        _meta("`HOST:PORT` for HTTP and WebSocket callers; absent: none.", "restart"),
+        str | None, _meta("`HOST:PORT` for HTTP and WebSocket callers; absent: none.", "restart")
     ] = None
     require_key: Annotated[
         bool, _meta("Callers over `http` need a key; false only on loopback.")
     ] = True
     certificate: Annotated[
-        str | None,
-        _meta("PEM file with the certificate chain for `http`; absent: no TLS."),
+        str | None, _meta("PEM file with the certificate chain for `http`; absent: no TLS.")
     ] = None
     private_key: Annotated[
         str | None,
         _meta("PEM file with the private key of `certificate` (`key` is taken by `[[api.key]]`)."),
     ] = None
     insecure: Annotated[
-        bool,
-        _meta("Allow `http` beyond loopback without a certificate (a VPN, a lab)."),
+        bool, _meta("Allow `http` beyond loopback without a certificate (a VPN, a lab).")
     ] = False
     origins: Annotated[
         tuple[str, ...],
@@ -135,8 +127,7 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
         ),
     ] = None
     hosts: Annotated[
-        tuple[str, ...],
-        _meta("Host names, beside the address of `http`, that callers may use."),
+        tuple[str, ...], _meta("Host names, beside the address of `http`, that callers may use.")
     ] = ()
     keys: Annotated[tuple[ApiKey, ...], _meta("Who may call over `http`.")] = msgspec.field(
         default=(), name="key"
@@ -147,8 +138,7 @@ class ListenSettings(Settings, frozen=True, kw_only=True):
     """Where peers dial this node; absent where none does."""
 
     address: Annotated[
-        str,
-        _meta("`HOST:PORT`, `[IPV6]:PORT` or `:PORT` for all addresses.", "restart"),
+        str, _meta("`HOST:PORT`, `[IPV6]:PORT` or `:PORT` for all addresses.", "restart")
     ]
     certificate: Annotated[
         str | None,
@@ -159,13 +149,9 @@ class ListenSettings(Settings, frozen=True, kw_only=True):
     ] = None
     key: Annotated[str | None, _meta("PEM file with the private key of `certificate`.")] = None
     client_ca: Annotated[
-        str | None,
-        _meta("PEM file with the authorities that sign peers' certificates."),
+        str | None, _meta("PEM file with the authorities that sign peers' certificates.")
     ] = None
-    insecure: Annotated[
-        bool,
-        _meta("Listen without TLS beyond loopback (a VPN, a lab)."),
-    ] = False
+    insecure: Annotated[bool, _meta("Listen without TLS beyond loopback (a VPN, a lab).")] = False
 
 
 class HeartbeatSettings(Settings, frozen=True, kw_only=True):
@@ -176,8 +162,7 @@ class HeartbeatSettings(Settings, frozen=True, kw_only=True):
     """
 
     ping_interval: Annotated[
-        float,
-        _meta("Seconds between pings of the listening end.", "live", ge=1.0, le=60.0),
+        float, _meta("Seconds between pings of the listening end.", "live", ge=1.0, le=60.0)
     ] = 5.0
     ping_timeout: Annotated[
         float,
@@ -204,23 +189,14 @@ class ReconnectSettings(Settings, frozen=True, kw_only=True):
 
     connect_timeout: Annotated[
         float,
-        _meta(
-            "Seconds that an attempt may take, from name look-up to hello.",
-            ge=1.0,
-            le=60.0,
-        ),
+        _meta("Seconds that an attempt may take, from name look-up to hello.", ge=1.0, le=60.0),
     ] = 5.0
     max_delay: Annotated[
-        float,
-        _meta("The longest delay in seconds after broken attempts.", ge=0.5, le=3600.0),
+        float, _meta("The longest delay in seconds after broken attempts.", ge=0.5, le=3600.0)
     ] = 15.0
     stable_after: Annotated[
         float,
-        _meta(
-            "Seconds that a connection must be up before delays start over.",
-            ge=0.0,
-            le=3600.0,
-        ),
+        _meta("Seconds that a connection must be up before delays start over.", ge=0.0, le=3600.0),
     ] = 5.0
 
 
@@ -236,12 +212,7 @@ class LogSettings(Settings, frozen=True, kw_only=True):
     ] = 10_737_418_240
     max_age: Annotated[
         float,
-        _meta(
-            "Seconds after which a record that nobody is owed goes.",
-            "restart",
-            ge=60.0,
-            le=1e9,
-        ),
+        _meta("Seconds after which a record that nobody is owed goes.", "restart", ge=60.0, le=1e9),
     ] = 604_800.0
     min_free_bytes: Annotated[
         int,
@@ -281,37 +252,21 @@ class LogSettings(Settings, frozen=True, kw_only=True):
     memory_bytes: Annotated[
         int,
         _meta(
-            "The newest part of the log that is kept in memory.",
-            "restart",
-            ge=1_048_576,
-            le=2**40,
+            "The newest part of the log that is kept in memory.", "restart", ge=1_048_576, le=2**40
         ),
     ] = 33_554_432
     id_window: Annotated[
         float,
         _meta(
-            "Seconds in which a repeated `id` is recognised.",
-            "restart",
-            ge=0.0,
-            le=31_536_000.0,
+            "Seconds in which a repeated `id` is recognised.", "restart", ge=0.0, le=31_536_000.0
         ),
     ] = 86_400.0
     max_ids: Annotated[
-        int,
-        _meta(
-            "The most ids remembered; the oldest go first.",
-            "restart",
-            ge=1000,
-            le=10**9,
-        ),
+        int, _meta("The most ids remembered; the oldest go first.", "restart", ge=1000, le=10**9)
     ] = 1_000_000
     consumer_max_idle: Annotated[
         float,
-        _meta(
-            "Seconds after which an absent named consumer is removed.",
-            ge=60.0,
-            le=31_536_000.0,
-        ),
+        _meta("Seconds after which an absent named consumer is removed.", ge=60.0, le=31_536_000.0),
     ] = 604_800.0
 
 
@@ -348,8 +303,7 @@ class PeerSettings(Settings, frozen=True, kw_only=True):
     ] = True
     required: Annotated[bool, _meta("Counts for `/readyz` and `linkd status --check`.")] = False
     secret_file: Annotated[
-        str | None,
-        _meta("File with the shared secret: at least 32 characters, mode 0600 or 0640."),
+        str | None, _meta("File with the shared secret: at least 32 characters, mode 0600 or 0640.")
     ] = None
     ca: Annotated[str | None, _meta("PEM file with the authority of the peer's certificate.")] = (
         None
@@ -363,8 +317,7 @@ class PeerSettings(Settings, frozen=True, kw_only=True):
         False
     )
     when_full: Annotated[
-        WhenFull | None,
-        _meta("Overrides `log.when_full` for what is owed to this peer."),
+        WhenFull | None, _meta("Overrides `log.when_full` for what is owed to this peer.")
     ] = None
 
 
