@@ -60,9 +60,8 @@ class LinkDriver:
         self.peer_version: str | None = None
         self._expires: float | None = None  # of the peer's last certificate
         self.drain_to: int | None = None
-        self._peer_clock: tuple[float, float] | None = (
-            None  # the peer's wall clock, and our monotonic time then
-        )
+        # The peer's wall clock, and our monotonic time then.
+        self._peer_clock: tuple[float, float] | None = None
         self._greeted: dict[int, tuple[Connection, wire.Hello]] = {}
         self._said: wire.Hello | None = None  # our hello on the dialed connection
         self._dials_at_once = False  # the next attempt uses other settings

@@ -6,6 +6,7 @@ performed here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -177,9 +178,7 @@ class Replicator:
         self._probe: wire.Probe | None = None
         self._ack_wait = ACK_WAIT_SECONDS
         self._ack_heard = self._ack_sent = self._began = 0.0
-        self._resend_at = float(
-            "-inf"
-        )  # when the peer may ask to be sent again, but for a few times
+        self._resend_at = -math.inf  # when the peer may ask for another resend, bursts aside
         self._unwanted: dict[str, None] = {}
         self._acked_before = 0  # records acknowledged when the connection began
         self._begun: list[sessions.Effect] = []

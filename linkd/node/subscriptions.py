@@ -362,17 +362,15 @@ class Subscriptions:
         holder = self._held.pop(key, None)
         owner, name = key
         if holder is not None:
-            self._node.log_event("warn", "consumer.replaced", owner=owner, consumer=name)
+            self._log_event("warn", "consumer.replaced", key)
             holder.end("replaced")
         known = self._store.consumers().get(key)
         wanted = Consumer(owner, name, start, patterns)
-        if (
-            known is None or known.patterns != patterns
-        ):  # thousands may reconnect at once, unchanged
+        if known is None or known.patterns != patterns:  # thousands may come back unchanged
             self._make_room_for_patterns(wanted)
         if known is None:
             self._make_room(wanted)
-            self._node.log_event("info", "consumer.created", owner=owner, consumer=name, next=start)
+            self._log_event("info", "consumer.created", key, next=start)
         else:
             start = min(known.next, self._log.next)  # the log may have been restored from a backup
         self._store.set_consumer(Consumer(owner, name, start, patterns))
@@ -496,11 +494,10 @@ class Subscriptions:
         """Remove a consumer without its request, and log it."""
         self._store.remove_consumer(consumer.key)
         self._let_go(consumer.key)
-        self._node.log_event(
+        self._log_event(
             "info" if consumer.is_passing else "error",
             "consumer.removed",
-            owner=consumer.owner,
-            consumer=consumer.name,
+            consumer.key,
             next=consumer.next,
             idle_seconds=round(consumer.idle, 1),
             detail=f"{consumer.owner}/{consumer.name} is owed nothing from offset {consumer.next}"
@@ -608,22 +605,27 @@ class Subscriptions:
                 self._passed_over.add(consumer.key)
                 self._tell_passed_over(consumer, floors[consumer.owner])
 
+    def _log_event(
+        self, level: str, event: str, key: Owned, **fields: str | int | float | None
+    ) -> None:
+        """Log an event of one consumer."""
+        named = {"owner": key[0], "consumer": key[1]} | fields  # lines show them in this order
+        self._node.log_event(level, event, **named)
+
     def _let_go(self, key: Owned) -> None:
         self._looked.pop(key, None)
         self._passed_over.discard(key)
         self._left_at.pop(key, None)
 
     def _tell_passed_over(self, consumer: Consumer, floor: int) -> None:
-        owner, name = consumer.key
-        first = max(consumer.next, self._log.first)
-        self._node.log_event(
+        first, whose = max(consumer.next, self._log.first), "/".join(consumer.key)
+        self._log_event(
             "error",
             "consumer.passed-over",
-            owner=owner,
-            consumer=name,
+            consumer.key,
             first=first,
             next=floor,
-            detail=f"{owner}/{name} has not acknowledged what its key may keep; offsets {first} to"
+            detail=f"{whose} has not acknowledged what its key may keep; offsets {first} to"
             f" {floor - 1} are kept for it no longer",
         )
 
@@ -647,10 +649,7 @@ class Subscriptions:
             holder.end("deleted")
         self._store.remove_consumer(key, done)
         self._let_go(key)
-        owner, name = key
-        self._node.log_event(
-            "info", "consumer.deleted", owner=owner, consumer=name, next=known.next
-        )
+        self._log_event("info", "consumer.deleted", key, next=known.next)
         return True
 
     def move(self, old: Owned, new: Owned, done: Callable[[Exception | None], None]) -> None:
@@ -673,14 +672,8 @@ class Subscriptions:
         self._store.set_consumer(moved)
         self._let_go(old)
         self._store.remove_consumer(old, done)
-        self._node.log_event(
-            "info",
-            "consumer.moved",
-            owner=owner,
-            consumer=name,
-            next=known.next,
-            detail=f"{'/'.join(old)} is {'/'.join(new)} now",
-        )
+        detail = f"{'/'.join(old)} is {'/'.join(new)} now"
+        self._log_event("info", "consumer.moved", new, next=known.next, detail=detail)
 
     def stop(self) -> None:
         """End all subscriptions; count the absence of consumers up to now."""
@@ -720,14 +713,13 @@ class Subscriptions:
     def gone(self, follower: Follower, first: int, next: int) -> None:
         """Log offsets that were lost before a named consumer reached them."""
         if follower.consumer is not None:
-            owner, name = follower.consumer
-            self._node.log_event(
+            whose = "/".join(follower.consumer)
+            self._log_event(
                 "error",
                 "consumer.gap",
-                owner=owner,
-                consumer=name,
+                follower.consumer,
                 first=first,
                 next=next,
                 records=next - first,
-                detail=f"offsets {first} to {next - 1}, which {owner}/{name} wanted, are gone",
+                detail=f"offsets {first} to {next - 1}, which {whose} wanted, are gone",
             )
