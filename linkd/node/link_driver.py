@@ -197,8 +197,8 @@ class LinkDriver:
 
     def log_event(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Log an event of this link."""
-        named = {"peer": self.peer} | fields  # in front: lines show fields in this order
-        self._node.log_event(level, event, **named)
+        fields["peer"] = self.peer
+        self._node.log_event(level, event, **fields)
 
     def acknowledged(self) -> None:
         """Note that an owed record has been acknowledged."""

@@ -609,8 +609,8 @@ class Subscriptions:
         self, level: str, event: str, key: Owned, **fields: str | int | float | None
     ) -> None:
         """Log an event of one consumer."""
-        named = {"owner": key[0], "consumer": key[1]} | fields  # lines show them in this order
-        self._node.log_event(level, event, **named)
+        fields["owner"], fields["consumer"] = key
+        self._node.log_event(level, event, **fields)
 
     def _let_go(self, key: Owned) -> None:
         self._looked.pop(key, None)
