@@ -1,13 +1,13 @@
-"""Admit new connections: by what a handshake costs, with places reserved for known addresses.
+"""Admit new connections: by what a handshake costs, with slots reserved for known addresses.
 
 Addresses of peers are admitted as fast as the event loop can work; the time for strangers is
 bounded, and they are refused first.
 
-Addresses from which a peer was greeted have places and tokens that strangers do not get. An address
+Addresses from which a peer was greeted have slots and tokens that strangers do not get. An address
 proves nothing else. The table of addresses is kept over restarts, because all peers reconnect just
 after one.
 
-Where places run out the oldest stranger is closed, first among those that have not sent a request:
+Where slots run out the oldest stranger is closed, first among those that have not sent a request:
 so an active newcomer keeps its time however many connections are idle.
 """
 
@@ -226,7 +226,7 @@ MAX_ADDRESSES: Final = 16_384
 """Addresses that are counted separately; above that counting restarts."""
 
 RESERVED: Final = 1 / 4
-"""Fraction of places and tokens that only addresses of greeted peers get."""
+"""Fraction of slots and tokens that only addresses of greeted peers get."""
 
 FRESH_SECONDS: Final = 10.0
 """A stranger's address without a token for this long precedes those that had one."""
@@ -242,8 +242,8 @@ class Wait(NamedTuple):
     seconds: float
 
 
-class Place:
-    """The place of one connection without a hello.
+class PendingSlot:
+    """The slot of one connection without a hello.
 
     Args:
         address: The address, as `origin` counts it.
@@ -261,25 +261,25 @@ class Place:
 
 
 class _Queue:
-    """Places in order of removal: those without a request first, each oldest first."""
+    """Slots in order of removal: those without a request first, each oldest first."""
 
     __slots__ = ("_asked", "_mute")
 
     def __init__(self) -> None:
-        self._mute: dict[Place, None] = {}
-        self._asked: dict[Place, None] = {}
+        self._mute: dict[PendingSlot, None] = {}
+        self._asked: dict[PendingSlot, None] = {}
 
     def __len__(self) -> int:
         return len(self._mute) + len(self._asked)
 
-    def add(self, place: Place) -> None:
-        (self._asked if place.has_asked else self._mute)[place] = None
+    def add(self, slot: PendingSlot) -> None:
+        (self._asked if slot.has_asked else self._mute)[slot] = None
 
-    def discard(self, place: Place) -> None:
-        self._mute.pop(place, None)
-        self._asked.pop(place, None)
+    def discard(self, slot: PendingSlot) -> None:
+        self._mute.pop(slot, None)
+        self._asked.pop(slot, None)
 
-    def first(self) -> Place | None:
+    def first(self) -> PendingSlot | None:
         return next(iter(self._mute or self._asked), None)
 
 
@@ -365,7 +365,7 @@ class ConnectionLimiter:
         self._rates: dict[str, _Bucket] = {}
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """How many connections without a hello there may be."""
         most = self.limits.pending
         return most if self.share is None else min(most, self.share)
@@ -376,7 +376,7 @@ class ConnectionLimiter:
         Strangers are displaced by those; peers and addresses of greeted peers are not.
         """
         fit = max(MIN_ACCEPTS, round(ACCEPT_SECONDS * self.greeted.handshakes_per_second))
-        return max(0, min(fit, self.places - self.pending + len(self._strangers)))
+        return max(0, min(fit, self.slots - self.pending + len(self._strangers)))
 
     def is_shed(self, address: str, now: float, lateness: float) -> bool:
         """Return whether a newcomer is dropped without an answer: never an address of peers.
@@ -407,69 +407,69 @@ class ConnectionLimiter:
             return cap
         return self.greeted.handshakes_per_second * (STRANGERS_SHARE if self.greeted else 1.0)
 
-    def enter(self, address: str, push_out: Callable[[str], None]) -> Place:
-        """Give a newcomer a place; where there is none, displace the oldest stranger.
+    def enter(self, address: str, push_out: Callable[[str], None]) -> PendingSlot:
+        """Give a newcomer a slot; where there is none, displace the oldest stranger.
 
         Args:
             address: Its address.
-            push_out: Closes the newcomer's connection when its place is taken away.
+            push_out: Closes the newcomer's connection when its slot is taken away.
         """
-        place = Place(origin(address), push_out)
-        here = self._counts.get(place.address, 0)
-        peers = self.greeted.peers_at(place.address)
-        gone: Place | None = None
+        slot = PendingSlot(origin(address), push_out)
+        here = self._counts.get(slot.address, 0)
+        peers = self.greeted.peers_at(slot.address)
+        gone: PendingSlot | None = None
         if here >= max(self.limits.pending_per_address, _PLACES_PER_PEER * peers):
-            gone = self._here[place.address].first()
+            gone = self._here[slot.address].first()
             why = f"{here} connections from {address} have not sent a hello"
-        elif self.pending >= self.places or (not peers and self._strangers_fill()):
+        elif self.pending >= self.slots or (not peers and self._strangers_fill()):
             gone = self._strangers.first()
             why = f"{self.pending} connections have not sent a hello"
         if gone is not None:
             self.leave(gone)
             gone.push_out(f"{why}: the oldest was closed")
         self.pending += 1
-        self._counts[place.address] = self._counts.get(place.address, 0) + 1
-        self._queue_of(place).add(place)
+        self._counts[slot.address] = self._counts.get(slot.address, 0) + 1
+        self._queue_of(slot).add(slot)
         if not peers:
-            self._strangers.add(place)
-        return place
+            self._strangers.add(slot)
+        return slot
 
-    def asked(self, place: Place) -> None:
+    def asked(self, slot: PendingSlot) -> None:
         """Note that a newcomer got a token: it is displaced after those without one."""
-        if place.is_held and not place.has_asked and not place.is_safe:
-            place.has_asked = True
-            for queue in (self._queue_of(place), self._strangers):
+        if slot.is_held and not slot.has_asked and not slot.is_safe:
+            slot.has_asked = True
+            for queue in (self._queue_of(slot), self._strangers):
                 size = len(queue)
-                queue.discard(place)
+                queue.discard(slot)
                 if len(queue) < size:
-                    queue.add(place)
+                    queue.add(slot)
 
-    def proved(self, place: Place) -> None:
-        """Note that a newcomer has proved to be a peer: it keeps its place."""
-        place.is_safe = True
-        self._strangers.discard(place)
-        self._queue_of(place).discard(place)
+    def proved(self, slot: PendingSlot) -> None:
+        """Note that a newcomer has proved to be a peer: it keeps its slot."""
+        slot.is_safe = True
+        self._strangers.discard(slot)
+        self._queue_of(slot).discard(slot)
 
-    def leave(self, place: Place) -> None:
-        """Free a place: its connection has sent a hello, has ended, or is displaced."""
-        if not place.is_held:
+    def leave(self, slot: PendingSlot) -> None:
+        """Free a slot: its connection has sent a hello, has ended, or is displaced."""
+        if not slot.is_held:
             return
-        place.is_held = False
+        slot.is_held = False
         self.pending -= 1
-        self._strangers.discard(place)
-        self._queue_of(place).discard(place)
-        self._counts[place.address] -= 1
-        if not self._counts[place.address]:
-            del self._counts[place.address]
-            self._here.pop(place.address, None)
+        self._strangers.discard(slot)
+        self._queue_of(slot).discard(slot)
+        self._counts[slot.address] -= 1
+        if not self._counts[slot.address]:
+            del self._counts[slot.address]
+            self._here.pop(slot.address, None)
 
-    def _queue_of(self, place: Place) -> _Queue:
-        return self._here.setdefault(place.address, _Queue())
+    def _queue_of(self, slot: PendingSlot) -> _Queue:
+        return self._here.setdefault(slot.address, _Queue())
 
     def _strangers_fill(self) -> bool:
-        """Return whether strangers occupy all places that are open to them."""
-        reserved = int(self.places * RESERVED) if self.greeted else 0
-        return len(self._strangers) >= self.places - reserved
+        """Return whether strangers occupy all slots that are open to them."""
+        reserved = int(self.slots * RESERVED) if self.greeted else 0
+        return len(self._strangers) >= self.slots - reserved
 
     def ask(self, address: str, now: float, lateness: float = 0.0) -> Wait | None:
         """Count a handshake; return when to retry if there are too many.

@@ -28,7 +28,7 @@ from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.events import Level, emit
 from linkd.host import listen_error
 from linkd.net import http_head
-from linkd.net.admission import ACCEPT_SECONDS, ConnectionLimiter, GreetedAddresses, Place
+from linkd.net.admission import ACCEPT_SECONDS, ConnectionLimiter, GreetedAddresses, PendingSlot
 from linkd.net.auth import NONCE_LIFETIME, Nonces, SecretCache, prove, verify
 from linkd.net.connection import ABORT_AFTER, Connection, Nodes, Post
 from linkd.net.linux import every_address, peer_of, show
@@ -88,7 +88,7 @@ class PacedPort(_Port):  # type: ignore[misc]
         self._admission = admission
 
     def doRead(self) -> None:
-        """Accept some connections; look again a little later where no place is free."""
+        """Accept some connections; look again a little later where no slot is free."""
         self.numberAccepts = self._admission.accepts()
         if self.numberAccepts:
             super().doRead()
@@ -107,16 +107,16 @@ class Newcomer(_Protocol):  # type: ignore[misc]
     def __init__(self, listener: Listener, addr: IAddress) -> None:
         self._listener = listener
         self._addr = addr
-        self._place: Place | None = None
+        self._slot: PendingSlot | None = None
         self._since = 0.0
         self._call: DelayedCall | None = None
 
     def connectionMade(self) -> None:
-        """Take a place, and start the hello time-out."""
+        """Take a slot, and start the hello time-out."""
         listener = self._listener
         host, _ = peer_of(self.transport)
         self._since = listener.clock.seconds()
-        self._place = listener.admission.enter(host, self._push_out)
+        self._slot = listener.admission.enter(host, self._push_out)
         timeout = listener.config.limits.hello_timeout
         self._call = listener.clock.callLater(timeout, self._begin)
 
@@ -125,10 +125,10 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         self._begin().dataReceived(data)
 
     def connectionLost(self, reason: Failure) -> None:
-        """Free the place; log where TLS was the reason."""
+        """Free the slot; log where TLS was the reason."""
         tls = self._listener.tls
         explained = None if tls is None else tls.explain(self.transport, reason)
-        if explained is not None and self._place is not None:
+        if explained is not None and self._slot is not None:
             self._made().never_began(self.transport, reason)
             return
         self._leave()
@@ -147,14 +147,14 @@ class Newcomer(_Protocol):  # type: ignore[misc]
     def _made(self) -> ListenerConnection:
         """Return the WebSocket protocol that replaces this one."""
         cancel(self._call)
-        place, self._place = self._place, None
-        assert place is not None
+        slot, self._slot = self._slot, None
+        assert slot is not None
         connection = self._listener.made(self._addr)
-        connection.adopt(place, self._since)
+        connection.adopt(slot, self._since)
         return connection
 
     def _push_out(self, detail: str) -> None:
-        """Close the connection: another newcomer gets its place."""
+        """Close the connection: another newcomer gets its slot."""
         self._leave()
         self._listener.turned_away(detail)
         transport: Any = self.transport
@@ -162,9 +162,9 @@ class Newcomer(_Protocol):  # type: ignore[misc]
 
     def _leave(self) -> None:
         cancel(self._call)
-        place, self._place = self._place, None
-        if place is not None:
-            self._listener.admission.leave(place)
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._listener.admission.leave(slot)
 
 
 MAX_POSTS = 4
@@ -206,7 +206,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
     _nonce = ""
     _posts = 0
     _answering = False
-    _place: Place | None = None
+    _slot: PendingSlot | None = None
     _since = 0.0
     _is_rated = False
     _hello_call: DelayedCall | None = None
@@ -216,20 +216,20 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
     # -- before the upgrade -------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        """Take a newcomer's place, unless it has one, and start the hello time-out."""
+        """Take a newcomer's slot, unless it has one, and start the hello time-out."""
         super().connectionMade()
         listener, now = self.factory, self.clock.seconds()
-        if self._place is None:
+        if self._slot is None:
             self.adopt(listener.admission.enter(self.host, self._push_out), now)
         timeout = listener.config.limits.hello_timeout
         self._hello_call = self.clock.callLater(
             max(0.0, self._since + timeout - now), self._late, timeout
         )
 
-    def adopt(self, place: Place, since: float) -> None:
-        """Take over a place that was taken for this connection at `since`."""
-        place.push_out = self._push_out
-        self._place, self._since = place, since
+    def adopt(self, slot: PendingSlot, since: float) -> None:
+        """Take over a slot that was taken for this connection at `since`."""
+        slot.push_out = self._push_out
+        self._slot, self._since = slot, since
 
     def never_began(self, transport: object, reason: Failure) -> None:
         """Report a connection that has ended before its first byte."""
@@ -238,7 +238,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         self.ended_early(reason)
 
     def _push_out(self, detail: str) -> None:
-        """Close the connection: another newcomer gets its place."""
+        """Close the connection: another newcomer gets its slot."""
         self._count("busy", detail)
         self.abort("busy", detail)
 
@@ -316,8 +316,8 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
             return False
         if self._is_busy():
             return False
-        if self._place is not None:
-            self.factory.admission.asked(self._place)
+        if self._slot is not None:
+            self.factory.admission.asked(self._slot)
         path = head.first[1]
         if path == http_head.TOKEN_PATH:
             return self._give_nonce()
@@ -422,8 +422,8 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
             )
         else:
             self._check_proof(request, claimed, peer.secret_file)
-        if self._place is not None:
-            self.factory.admission.proved(self._place)
+        if self._slot is not None:
+            self.factory.admission.proved(self._slot)
 
     def _check_proof(self, request: Any, claimed: str, secret_file: str) -> None:
         nonce = request.headers.get(http_head.NONCE_HEADER.lower(), "")
@@ -510,12 +510,12 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         super().goodbye(structs.replace(message, return_spread=self.factory.return_spread))
 
     def _settle(self) -> None:
-        """Free the newcomer's place and cancel its time-out."""
+        """Free the newcomer's slot and cancel its time-out."""
         cancel(self._hello_call)
         self._hello_call = None
-        place, self._place = self._place, None
-        if place is not None:
-            self.factory.admission.leave(place)
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self.factory.admission.leave(slot)
 
     def fail(self, reason: Reason, detail: str, close_code: int) -> None:
         """Send a close frame with the reason; count a refusal before the hello."""
@@ -684,7 +684,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
         return connection
 
     def turned_away(self, detail: str) -> None:
-        """Count a connection that had no place, and log at most one a second."""
+        """Count a connection that had no slot, and log at most one a second."""
         self.refusals["busy"] += 1
         now = self.clock.seconds()
         if now - self._busy_at >= 1.0:

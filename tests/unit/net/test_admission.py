@@ -24,7 +24,7 @@ from linkd.net.admission import (
     STRANGERS_SHARE,
     ConnectionLimiter,
     GreetedAddresses,
-    Place,
+    PendingSlot,
 )
 
 
@@ -175,7 +175,7 @@ class Door:
         self.gone: list[str] = []
         self.why: list[str] = []
 
-    def enter(self, name: str, address: str | None = None) -> Place:
+    def enter(self, name: str, address: str | None = None) -> PendingSlot:
         def push_out(why: str) -> None:
             self.gone.append(name)
             self.why.append(why)
@@ -185,13 +185,13 @@ class Door:
 
 def test_the_oldest_stranger_makes_way() -> None:
     door = Door(pending=3)
-    places = [door.enter(name) for name in "abcde"]
+    slots = [door.enter(name) for name in "abcde"]
     assert door.gone == ["a", "b"]
     assert "3 connections have not sent a hello: the oldest was closed" in door.why[0]
     assert door.admission.pending == 3
-    for place in places:
-        door.admission.leave(place)
-        door.admission.leave(place)
+    for slot in slots:
+        door.admission.leave(slot)
+        door.admission.leave(slot)
     assert door.admission.pending == 0
     assert door.admission._counts == door.admission._here == {}
 
@@ -203,9 +203,9 @@ def test_those_who_asked_for_a_token_outlast_the_mute() -> None:
         door.enter(name)
     assert door.gone == ["b", "c"]
     for name in "def":
-        place = door.enter(name)
-        door.admission.asked(place)
-        door.admission.asked(place)
+        slot = door.enter(name)
+        door.admission.asked(slot)
+        door.admission.asked(slot)
     assert "a" not in door.gone[:-1]
 
 
@@ -231,7 +231,7 @@ def test_strangers_leave_places_to_addresses_of_peers() -> None:
     door = Door({"192.0.2.1": 1}, pending=8)
     for number in range(10):
         door.enter(f"s{number}", f"198.51.100.{number}")
-    assert door.gone == ["s0", "s1", "s2", "s3"]  # six places are theirs
+    assert door.gone == ["s0", "s1", "s2", "s3"]  # six slots are theirs
     door.enter("p", "192.0.2.1")
     door.enter("q", "192.0.2.1")
     assert len(door.gone) == 4
@@ -252,9 +252,9 @@ def test_nobody_is_accepted_where_nobody_makes_way() -> None:
     door = Door({"192.0.2.1": 1, "192.0.2.2": 1}, pending=2)
     door.enter("a", "192.0.2.1")
     assert door.admission.accepts() == 1
-    place = door.enter("b", "192.0.2.2")
+    slot = door.enter("b", "192.0.2.2")
     assert door.admission.accepts() == 0
-    door.admission.leave(place)
+    door.admission.leave(slot)
     door.enter("s", "198.51.100.1")
     assert door.admission.accepts() == 1
 
