@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 
 from linkd.config import Url
 from linkd.errors import AttemptFailed, FailureKind
-from linkd.net.linux import limit_segment, show
+from linkd.net.linux import format_address, limit_segment
 from linkd.net.timers import cancel
 from linkd.net.tls import ClientTls
 
@@ -252,7 +252,7 @@ class Attempt(BaseConnector):
                 self._fail(self._verdict())
             return
         address = self._addresses.pop(0)
-        self._dialer.dialing(self, show(address, self.target.port))
+        self._dialer.dialing(self, format_address(address, self.target.port))
         if self._ended:
             return
         candidate = Candidate(self, address)
@@ -339,7 +339,9 @@ class Attempt(BaseConnector):
         if isIPAddress(host) or isIPv6Address(host.partition("%")[0]):
             self._problems.append(problem)
         else:
-            self._problems.append(f"{show(candidate.address, self.target.port)}: {problem}")
+            self._problems.append(
+                f"{format_address(candidate.address, self.target.port)}: {problem}"
+            )
 
     def _verdict(self) -> AttemptFailed:
         """Return why the attempt failed, preferably at an address that answered."""

@@ -23,7 +23,7 @@ from linkd.config import PeerSettings
 from linkd.core.liveness import FLOW_BYTES, PONG_AFTER, Liveness
 from linkd.errors import AttemptFailed, Reason, RemoteProtocolError
 from linkd.net.http_head import printable
-from linkd.net.linux import ended, peer_of, show, tune
+from linkd.net.linux import ended, format_address, peer_of, tune
 from linkd.net.timers import Silence, cancel
 from linkd.net.websocket import (
     MESSAGE,
@@ -260,7 +260,7 @@ class Connection(Silence, FrameReader, FrameWriter):
     @property
     def address(self) -> str:
         """The peer's address and port, for display."""
-        return show(self.host, self.port_number)
+        return format_address(self.host, self.port_number)
 
     def _onOpen(self) -> None:
         """Free what only the handshake needed, and register with the transport for flow control."""

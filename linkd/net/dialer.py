@@ -29,7 +29,7 @@ from linkd.net import http_head
 from linkd.net.auth import MAX_NONCE_CHARACTERS, load_secret, prove, verify
 from linkd.net.connect import Attempt, Budget, Candidate, Inner, Resolver
 from linkd.net.connection import ABORT_AFTER, Connection, LinkPort
-from linkd.net.linux import ended, show, tune
+from linkd.net.linux import ended, format_address, tune
 from linkd.net.timers import ExactTimer, cancel
 from linkd.net.tls import certificate_expires, client_context
 from linkd.net.websocket import ClientFactory, ClientProtocol, ConnectingRequest
@@ -77,7 +77,7 @@ class DialerConnection(Connection, ClientProtocol):
         dialer.port.opening()
         if self.secret is None:
             return succeed(self._request({}))
-        host = show(target.host, target.port)
+        host = format_address(target.host, target.port)
         self.sendData(http_head.post(http_head.TOKEN_PATH, host, dialer.node))
         self._token = Deferred()
         return self._token

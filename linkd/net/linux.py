@@ -150,7 +150,7 @@ def every_address() -> str:
     return "::"
 
 
-def show(host: str, port: int) -> str:
+def format_address(host: str, port: int) -> str:
     """Return an address for display: `192.0.2.7:9443`, `[2001:db8::7]:9443`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -31,7 +31,7 @@ from linkd.net import http_head
 from linkd.net.admission import ACCEPT_SECONDS, ConnectionLimiter, GreetedAddresses, PendingSlot
 from linkd.net.auth import NONCE_LIFETIME, Nonces, SecretCache, prove, verify
 from linkd.net.connection import ABORT_AFTER, Connection, Nodes, Post
-from linkd.net.linux import every_address, peer_of, show
+from linkd.net.linux import every_address, format_address, peer_of
 from linkd.net.timers import ExactTimer, PingedSilence, cancel, lateness
 from linkd.net.tls import ServerTls, certificate_expires, peer_names
 from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerFactory, ServerProtocol
@@ -659,7 +659,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
         if self._port is None:
             return ""
         host: Any = self._port.getHost()
-        return show(host.host, host.port)
+        return format_address(host.host, host.port)
 
     @property
     def port_number(self) -> int:

@@ -38,6 +38,7 @@ from linkd.net.certificates import (
     load_revocation_lists,
     names_host,
 )
+from linkd.net.linux import format_address
 from linkd.net.tls import AUTHORITY_FILE, REVOCATION_FILE
 from linkd.pairing import signers
 from linkd.pairing.signers import AUTHORITY_DAYS, BACK_SECONDS, DAY_SECONDS, LEAF_DAYS, Signers
@@ -78,14 +79,14 @@ def public_address(listen: str, given: str | None) -> str:
             raise ValueError(f"{given!r}: expected HOST or HOST:PORT")
         return f"{match['host']}:{match['port'] or port}"
     if host not in _ANY:
-        return _host_port(host, port)
+        return format_address(host, port)
     name = socket.gethostname().lower()
     if "." in name and not name.endswith((".localdomain", ".local")):
-        return _host_port(name, port)
+        return format_address(name, port)
     addresses = _outgoing_addresses()
     if not addresses:
         raise ValueError("this host has no address to the outside: name one with --address")
-    return _host_port(addresses[0], port)
+    return format_address(addresses[0], port)
 
 
 def own_hosts(node: str, listen: str) -> list[str]:
@@ -94,10 +95,6 @@ def own_hosts(node: str, listen: str) -> list[str]:
     found = [node, socket.gethostname().lower(), "localhost", "127.0.0.1", "::1"]
     found += _outgoing_addresses() if host in _ANY else [host]
     return [each for each in dict.fromkeys(found) if re.fullmatch(r"[a-z0-9.:-]{1,253}", each)]
-
-
-def _host_port(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _outgoing_addresses() -> list[str]:
