@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import socket
+import time
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import linkd.client
 from linkd.client.errors import ClientError, NoDaemon, Refused, Replaced
 from linkd.errors import ChannelRefused, LogFull
+from tests.support import figures
 from tests.support.daemon import SECRET, Daemon
 
 
@@ -29,6 +32,64 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 def daemon() -> Iterator[Daemon]:
     with Daemon("edge-1", "") as running:
         yield running
+
+
+class MeasuredLoop(asyncio.SelectorEventLoop):
+    """Keeps what each iteration takes of the processor, in seconds."""
+
+    taken: list[float]
+
+    def _run_once(self) -> None:
+        began = time.thread_time()
+        super()._run_once()  # type: ignore[misc]  # asyncio has it without types
+        self.taken.append(time.thread_time() - began)
+
+
+@pytest.mark.timing
+def test_fifty_thousand_publishes_at_once_hold_no_later_iteration(daemon: Daemon) -> None:
+    """asyncio makes all tasks of a `gather` in one iteration and takes their first step in another.
+
+    There a publish costs little more than an empty coroutine; all further work comes in slices.
+    """
+    loop = MeasuredLoop()
+    loop.taken = []
+    count = 50_000
+
+    async def check() -> tuple[list[float], list[float]]:
+        async def empty() -> None:
+            await loop.create_future()
+
+        begun = len(loop.taken)
+        tasks = [asyncio.ensure_future(empty()) for _ in range(count)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        idle = sorted(loop.taken[begun:], reverse=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        async with linkd.client.connect(daemon.socket) as node:
+            await node.opened(5)
+            begun = len(loop.taken)
+            calls = [node.publish("orders", "x" * 100) for _ in range(count)]
+            offsets = await asyncio.gather(*calls)
+            ours = sorted(loop.taken[begun:], reverse=True)
+        assert offsets == list(range(1, count + 1))
+        return idle, ours
+
+    gc.collect()
+    gc.disable()  # of 10^5 objects of asyncio it takes more than all else, and at any time
+    try:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            idle, ours = runner.run(check())
+    finally:
+        gc.enable()
+    figures.tell(
+        f"{count} publishes at once: the first two iterations take"
+        f" {1000 * sum(ours[:2]):.0f} ms of the processor ({1000 * sum(idle[:2]):.0f} ms with empty"
+        f" coroutines), each other up to {1000 * ours[2]:.0f} ms of {len(ours)}"
+    )
+    assert ours[2] < 0.05
+    assert sum(ours[:2]) < 4 * sum(idle[:2]) + 0.05
 
 
 async def restart(daemon: Daemon) -> None:
