@@ -71,7 +71,7 @@ def test_every_line_of_the_curl_page(pair: Pair) -> None:
         out, err = done.communicate(timeout=40)
         assert done.returncode == 0, (line, out, err)
         said.append(out)
-    assert '{"offset":1,"count":1}' in said[0]
+    assert said[0] == '{"offset":1,"count":1}\n'
     assert "duplicate" not in said[1]
     assert '"count":2' in said[3]
     assert len(json.loads(said[4])["records"]) == 5
