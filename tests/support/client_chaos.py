@@ -265,7 +265,9 @@ class Chaos:
                 if not faults:
                     faults = self.random.sample(FAULTS, len(FAULTS))
             await self._check()
-            self.over = time.monotonic() >= end and self.done["published"] >= publishes
+            stored = self.done["call: stored"] + self.done["call: offset"]  # none: a busy machine
+            enough = self.done["published"] >= publishes and stored > 100
+            self.over = enough and time.monotonic() >= end
             if not self.over:
                 await self._replace()
         await self.on.sleep(0.2)
