@@ -265,9 +265,9 @@ def test_a_scrape_of_a_thousand_peers() -> None:
     metrics = Metrics(node)  # type: ignore[arg-type]  # as much of a node as metrics read
     took = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.thread_time()
         text = metrics_text(metrics)
-        took.append(time.perf_counter() - began)
+        took.append(time.thread_time() - began)
     assert text.count('linkd_link_up{peer="') == 1000
     figures.tell(
         f"text of the metrics of 1,000 peers: {min(took) * 1000:.0f} ms, {len(text)} bytes"
