@@ -207,7 +207,7 @@ class Daemon:
             return 0
         status = self._process.wait(within)
         if self._reader is not None:
-            self._reader.join(5.0)
+            self._reader.join(15.0)
         if self._process.stdout is not None and not self._process.stdout.closed:
             self._process.stdout.close()
         if self._notices is not None:
