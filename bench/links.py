@@ -35,6 +35,9 @@ from tests.support.swarm import Swarm
 PING_INTERVAL, PING_TIMEOUT = 5, 2
 NODES, FLOODED = "linkd, nodes", "linkd, strangers"
 SERVERS = ("linkd", NODES, FLOODED, "autobahn", "websockets")
+MOST_LINKS = {NODES: 2000, FLOODED: 5000, "websockets": 5000}
+"""With more links real nodes in one process, and all of them together, take too long."""
+
 STRANGERS, STRANGERS_A_SECOND = 1000, 500
 
 
@@ -57,7 +60,8 @@ def serve_linkd(port: int, count: int) -> None:
     config.write_text(
         f'[node]\nname = "hub"\nstate_dir = "{folder / "state"}"\n'
         f'[api]\nsocket = "{folder / "sock"}"\n'
-        f'[listen]\naddress = "127.0.0.1:{port}"\n' + peers
+        f'[listen]\naddress = "127.0.0.1:{port}"\n'
+        "[limits]\npending_per_address = 1024\nhandshakes_per_second_per_address = 200.0\n" + peers
     )
     sys.argv = ["linkd", "run", "-c", str(config)]
     raise SystemExit(linkd())
@@ -177,7 +181,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.links", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="100 links, one round")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--counts", default="1000,5000")
+    parser.add_argument("--counts", default="2000,5000,10000")
     parser.add_argument("--servers", default=";".join(SERVERS), help="which, with `;` between")
     parser.add_argument("--seconds", type=float, default=20.0, help="of idling")
     parser.add_argument("--serve", choices=SERVERS, help="(for its own use)")
@@ -194,9 +198,10 @@ def main() -> int:
     rounds = asked.rounds or (1 if asked.quick else 3)
     where, rows = machine(), []
     for count in counts:
-        found: dict[str, list[dict[str, float]]] = {kind: [] for kind in servers}
+        kinds = [kind for kind in servers if count <= MOST_LINKS.get(kind, count)]
+        found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
         for _ in range(rounds):
-            for kind in servers:
+            for kind in kinds:
                 found[kind].append(one(kind, count, 5.0 if asked.quick else asked.seconds))
                 print(f"{count} links, {kind}: {found[kind][-1]}", flush=True)
         rows += _rows(count, found)
@@ -208,13 +213,14 @@ def main() -> int:
         " `python -m bench.links`. Auto-ping every 5 s; nothing else passes. `all back`, and the"
         " server's processor time beside it, count from the moment at which the restarted server"
         " listens again. The same light dialers dial all servers and retry within 0 to 1 s, at"
-        f" random; in the rows `{NODES}` real nodes dial, whose own processor time counts in the"
-        f" seconds here; in the rows `{FLOODED}` {STRANGERS_A_SECOND} strangers a second from"
+        f" random; where real nodes dial (`{NODES}`) their own processor time counts in the seconds"
+        f" here; in the rows `{FLOODED}` {STRANGERS_A_SECOND} strangers a second from"
         f" {STRANGERS:,} addresses ask for a token and send a wrong proof while the links return."
-        "\n\n" + table(head, rows) + "\n"
+        " All have one address here, so its limits are raised for the first time that they come; a"
+        " return needs no tuning.\n\n" + table(head, rows) + "\n"
     )
     print(text)
-    if not asked.quick and servers == [*SERVERS]:
+    if not asked.quick:
         FOLDER.mkdir(parents=True, exist_ok=True)
         (FOLDER / "links.md").write_text(text)
     return 0
