@@ -287,8 +287,8 @@ class _Queue:
         return next(iter(self._mute or self._asked), None)
 
 
-class _Slots:
-    """Promised slots: the k-th of those that were refused comes back after about k / rate seconds.
+class _Turns:
+    """Promised turns: the k-th of those that were refused comes back after about k / rate seconds.
 
     A promise reserves no token: if each of a crowd held one by asking, its own retries would keep
     it out for ever.
@@ -312,13 +312,13 @@ class _Slots:
 
 
 class _Bucket:
-    """Tokens that refill at a rate, up to one second's worth, and the slots of those without."""
+    """Tokens that refill at a rate, up to one second's worth, and the turns of those without."""
 
-    __slots__ = ("_at", "given", "slots", "tokens")
+    __slots__ = ("_at", "given", "tokens", "turns")
 
     def __init__(self, tokens: float, at: float) -> None:
         self.tokens = tokens
-        self.slots = _Slots(at)
+        self.turns = _Turns(at)
         self.given: float | None = None
         self._at = at
 
@@ -330,7 +330,7 @@ class _Bucket:
         if self.tokens >= wanted:
             self.tokens -= 1.0
             return 0.0
-        return self.slots.promise(rate, now, wanted - self.tokens)
+        return self.turns.promise(rate, now, wanted - self.tokens)
 
     def spend(self, rate: float, now: float) -> None:
         """Take a token where there is one; strangers then find fewer."""
@@ -365,7 +365,7 @@ class ConnectionLimiter:
         self._here: dict[str, _Queue] = {}
         self._counts: dict[str, int] = {}
         self._all: _Bucket | None = None
-        self._late = _Slots(0.0)
+        self._late = _Turns(0.0)
         self._rates: dict[str, _Bucket] = {}
 
     @property
@@ -394,7 +394,7 @@ class ConnectionLimiter:
             return False
         if lateness >= LATE_FOR_STRANGERS:
             return True
-        waiting = 0.0 if self._all is None else self._all.slots.waiting(self._pace, now)
+        waiting = 0.0 if self._all is None else self._all.turns.waiting(self._pace, now)
         return waiting >= SHED_SECONDS * self._pace
 
     @property

@@ -313,7 +313,7 @@ def test_without_a_cap_peers_come_as_fast_as_they_do_and_strangers_bounded() -> 
     assert sum(later) == ASSUMED_RATE * STRANGERS_SHARE * (1 - RESERVED) // 1
 
 
-def test_a_late_loop_refuses_strangers_first_then_peers_by_promised_slots() -> None:
+def test_a_late_loop_refuses_strangers_first_then_peers_by_promised_turns() -> None:
     door = Door({"192.0.2.1": 5000})
     rate = door.admission.ask
     assert rate("198.51.100.1", 10.0, LATE_FOR_STRANGERS) is not None
