@@ -144,8 +144,8 @@ class Drain:
 
     def _is_settled(self, driver: LinkDriver) -> bool:
         """Return whether both ends have acknowledged what was owed when the drain began."""
-        if driver.connection is None:
-            return True
+        if driver.connection is None or driver.link.state != "up":
+            return True  # a diverged link acknowledges nothing
         sent, received = self._unsettled[driver]
         session = driver.replicator.session
         outbound, inbound = session.outbound, session.inbound

@@ -130,6 +130,17 @@ def test_the_time_limit_ends_links_that_acknowledge_nothing(net: FakeNet) -> Non
     assert kept.bodies == [b"one"]
 
 
+def test_a_link_that_is_not_up_is_not_waited_for(net: FakeNet) -> None:
+    hub = net.nodes["hub"]
+    for end in net.ends:
+        end.stuck = True
+    one_publish(hub, "commands", b"one")
+    hub.links.drivers["edge"].diverged("the logs have nothing in common")
+    hub.drain.begin(timeout=10.0, retry_after=1.0)
+    net.run(0.1)
+    assert hub.drain.status().done
+
+
 def test_undone_before_the_links_have_ended_they_stay_up(net: FakeNet) -> None:
     hub = net.nodes["hub"]
     for end in net.ends:
