@@ -122,11 +122,18 @@ def remove_stale_socket(path: str, timeout: float = 1.0) -> None:
         try:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
-            Path(path).unlink(missing_ok=True)
+            _unlink_socket(path)
             return
         except OSError as error:
             raise AlreadyRunning(f"api.socket: {path}: in use: {error.strerror or error}") from None
     raise AlreadyRunning(f"api.socket: {path}: a running daemon listens there")
+
+
+def _unlink_socket(path: str) -> None:
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise unusable(f"api.socket: {path}: can't be replaced", error) from None
 
 
 def raise_open_file_limit() -> int:

@@ -20,7 +20,7 @@ from twisted.logger import globalLogPublisher
 from linkd import daemon as daemons
 from linkd.config import Config, NodeSettings, load
 from linkd.daemon import STOP_SECONDS, Daemon
-from linkd.errors import ConfigError, LinkdError
+from linkd.errors import ConfigError, LinkdError, Unavailable
 from linkd.events import Observer
 from linkd.host import AlreadyRunning, lock_state_dir, raise_open_file_limit, remove_stale_socket
 from linkd.systemd import LOOKS, LoopWatch, ServiceManager
@@ -456,6 +456,22 @@ class TestPremises:
         assert path.exists()
         remove_stale_socket(str(path))
         assert not path.exists()
+
+    def test_a_dead_daemons_socket_on_a_disk_that_refuses_may_pass(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "linkd.sock"
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", refuse)
+            with pytest.raises(Unavailable, match="can't be replaced"):
+                remove_stale_socket(str(path))
+        assert path.exists()
 
     def test_a_live_daemons_socket_stays(self, tmp_path: Path) -> None:
         path = tmp_path / "linkd.sock"
