@@ -20,6 +20,7 @@ import msgspec
 from linkd import clock
 from linkd.errors import LogDamaged, StateTooNew
 from linkd.log.commit import Post
+from linkd.log.files import DiskFiles
 from linkd.log.interface import UNOWNED, Consumer, OperatorNotice, Owned, PeerCursor
 from linkd.log.state import Snapshot, in_parts
 
@@ -49,6 +50,8 @@ _HISTORY = (_OUTAGE, _EVENT)
 
 Done = Callable[[Exception | None], None]
 _Key = tuple[str, str | int]
+_Rows = dict[_Key, bytes | None]
+"""Rows to write, in the order of the calls; None: to delete."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -202,7 +205,7 @@ class SqliteCursorStore(CursorStore):
         self._post = post
         self._wall = wall
         self._lock = threading.Condition()
-        self._dirty: dict[_Key, bytes | None] = {}
+        self._dirty: _Rows = {}
         self._waiting: list[Done] = []
         self._ended: Callable[[], None] | None = None
         self._bad: Exception | None = None  # why the file must be replaced
@@ -225,6 +228,7 @@ class SqliteCursorStore(CursorStore):
         row = value if value is None or isinstance(value, bytes) else _encode(value)
         with self._lock:
             idle = not self._dirty
+            self._dirty.pop((kind, key), None)  # the order is that of the calls
             self._dirty[kind, key] = row
             if done is not None:
                 self._waiting.append(done)
@@ -235,24 +239,27 @@ class SqliteCursorStore(CursorStore):
 
     def _find(self, snapshot: Snapshot | None) -> apsw.Connection:
         """Open the file and read it; set a bad one aside and go back to what the log carries."""
-        there = self._path.exists()
-        try:
-            db = self._open()
-            if there:
+        if not self._path.exists():
+            if snapshot is None:
+                return self._open(self._path, is_new=True)
+            lost = f"{self._path} was missing"
+        else:
+            try:
+                db = self._open(self._path, is_new=snapshot is None)
                 self._read(db)
-        except _DAMAGED as error:
-            aside = self._set_aside()
-            self._lost(
-                snapshot, f"{self._path} is damaged ({error}) and was set aside as {aside.name}"
-            )
-            return self._open()
-        if not there and snapshot is not None:
-            self._lost(snapshot, f"{self._path} was missing")
+            except _DAMAGED as error:
+                aside = self._set_aside()
+                lost = f"{self._path} is damaged ({error}) and was set aside as {aside.name}"
+            else:
+                return db
+        self._lost(snapshot, lost)
+        db = self._replace(self._known())
+        self._dirty.clear()
         return db
 
-    def _open(self) -> apsw.Connection:
-        """Open the file, or begin it."""
-        db = apsw.Connection(str(self._path))
+    def _open(self, path: Path, is_new: bool) -> apsw.Connection:
+        """Open a file; begin it where it is new."""
+        db = apsw.Connection(str(path))
         db.set_busy_timeout(5000)
         db.execute("pragma journal_mode = wal")
         db.execute("pragma synchronous = full")
@@ -261,11 +268,13 @@ class SqliteCursorStore(CursorStore):
         if version > FORMAT:
             db.close()
             raise StateTooNew(
-                f"{self._path} was written by a newer linkd"
-                f" (format {version}, this one reads {FORMAT})"
+                f"{path} was written by a newer linkd (format {version}, this one reads {FORMAT})"
             )
         if version == FORMAT:
             return db
+        if version == 0 and not is_new:
+            db.close()
+            raise apsw.NotADBError("it is empty")
         with db:
             db.execute(
                 "create table if not exists kept"
@@ -276,6 +285,33 @@ class SqliteCursorStore(CursorStore):
             db.execute(f"pragma user_version = {FORMAT}")
             db.execute("insert or ignore into kept values ('log', 'id', ?)", (self._log.encode(),))
         return db
+
+    def _known(self) -> _Rows:
+        """Return the rows of all that memory has."""
+        peers, consumers = tuple(self.peers.values()), tuple(self._consumers.values())
+        rows: _Rows = {(_PEER, one.peer): _encode(one) for one in peers}
+        rows |= {(_CONSUMER, _joined(one.key)): _encode(one) for one in consumers}
+        for kind, history in self._history.items():
+            rows |= {(kind, number): row for number, row in tuple(history.items())}
+        return rows
+
+    def _replace(self, rows: _Rows) -> apsw.Connection:
+        """Write a new file with these rows, and open it; it gets its name once it is whole.
+
+        A part of them under that name would pass for all of them after a crash: what peers and
+        consumers without a row are owed would never be sent.
+        """
+        fresh = self._path.with_name(self._path.name + ".new")
+        _unlink(fresh)
+        db = self._open(fresh, is_new=True)
+        try:
+            _put(db, rows)
+        finally:
+            db.close()
+        _unlink(self._path)
+        fresh.replace(self._path)
+        DiskFiles().sync_dir(self._path.parent)
+        return self._open(self._path, is_new=False)
 
     def _read(self, db: apsw.Connection) -> None:
         """Take all rows into memory."""
@@ -302,8 +338,7 @@ class SqliteCursorStore(CursorStore):
         """Give the file another name."""
         aside = self._path.with_name(f"{self._path.name}.damaged-{int(self._wall())}")
         self._path.replace(aside)
-        for end in ("-wal", "-shm"):
-            self._path.with_name(self._path.name + end).unlink(missing_ok=True)
+        _unlink(self._path)
         return aside
 
     def _lost(self, snapshot: Snapshot | None, what: str) -> None:
@@ -350,7 +385,7 @@ class SqliteCursorStore(CursorStore):
                 if isinstance(error, _DAMAGED):
                     self._bad, self._aside = error, ""
                 with self._lock:
-                    self._dirty = rows | self._dirty
+                    self._dirty = _later(rows, self._dirty)
                     self._lock.wait(RETRY_SECONDS)
 
     def _begin_anew(self, bad: Exception) -> Exception | None:
@@ -362,7 +397,7 @@ class SqliteCursorStore(CursorStore):
         self._db.close()
         try:
             self._aside = self._aside or self._set_aside().name
-            self._db = self._open()
+            self._db = self._replace(self._known())
         except (apsw.Error, OSError) as error:
             return error
         notice = OperatorNotice(
@@ -371,15 +406,6 @@ class SqliteCursorStore(CursorStore):
             f"{self._path} went bad ({bad}), was set aside as {self._aside} and made again",
         )
         self._bad, self._aside = None, ""
-        rows: dict[_Key, bytes | None] = {}
-        rows |= {(_PEER, cursor.peer): _encode(cursor) for cursor in tuple(self.peers.values())}
-        rows |= {
-            (_CONSUMER, _joined(one.key)): _encode(one) for one in tuple(self._consumers.values())
-        }
-        for kind, history in self._history.items():
-            rows |= {(kind, number): row for number, row in tuple(history.items())}
-        with self._lock:
-            self._dirty = rows | self._dirty
 
         def deliver() -> None:
             self.notices.append(notice)
@@ -389,18 +415,34 @@ class SqliteCursorStore(CursorStore):
         self._post(deliver)
         return None
 
-    def _write(self, rows: dict[_Key, bytes | None]) -> Exception | None:
+    def _write(self, rows: _Rows) -> Exception | None:
         """Write rows, in one transaction where they are few; return why it failed, if it did."""
         try:
-            for some in in_parts(rows.items(), _ROWS_AT_ONCE):
-                gone = [key for key, row in some if row is None]
-                kept = [(*key, _packed(key[0], row)) for key, row in some if row is not None]
-                with self._db:
-                    self._db.executemany("delete from kept where kind = ? and key = ?", gone)
-                    self._db.executemany("insert or replace into kept values (?, ?, ?)", kept)
+            _put(self._db, rows)
         except apsw.Error as error:
             return error
         return None
+
+
+def _put(db: apsw.Connection, rows: _Rows) -> None:
+    """Write rows in their order, in one transaction where they are few."""
+    for some in in_parts(rows.items(), _ROWS_AT_ONCE):
+        gone = [key for key, row in some if row is None]
+        kept = [(*key, _packed(key[0], row)) for key, row in some if row is not None]
+        with db:
+            db.executemany("delete from kept where kind = ? and key = ?", gone)
+            db.executemany("insert or replace into kept values (?, ?, ?)", kept)
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file and what SQLite keeps beside it; an old WAL file would change a new one."""
+    for end in ("", "-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+
+
+def _later(rows: _Rows, more: _Rows) -> _Rows:
+    """Return both, each key where it was last set: a consumer's new name comes before its end."""
+    return {key: row for key, row in rows.items() if key not in more} | more
 
 
 def _joined(key: Owned) -> str:

@@ -15,10 +15,11 @@ import pytest
 
 from linkd.config import LogSettings
 from linkd.errors import LogDamaged, StateTooNew
-from linkd.log import CursorStore, open_cursors, open_log
+from linkd.log import CursorStore, cursor_store, open_cursors, open_log
 from linkd.log.cursor_store import SqliteCursorStore
 from linkd.log.interface import Consumer, PeerCursor
 from linkd.log.snapshot import snapshot_numbers
+from linkd.log.state import in_parts
 from tests.support.logs import append, draft
 from tests.support.turns import Turns
 
@@ -145,7 +146,10 @@ def test_a_row_that_changes_all_the_time_is_written_ten_times_a_second(pair: Pai
     assert changes > 2 * len(commits)
 
 
-@pytest.mark.parametrize("how", ["deleted", "rubbish", "flipped", "foreign", "no row", "page"])
+HARMS = ("deleted", "empty", "begun", "rubbish", "flipped", "foreign", "no row", "page")
+
+
+@pytest.mark.parametrize("how", HARMS)
 def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
     change(pair)
     for _ in range(13):
@@ -155,6 +159,13 @@ def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
     path = pair.folder / "cursors.db"
     if how == "deleted":
         path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "begun":
+        path.unlink()
+        db = apsw.Connection(str(path))
+        db.execute("pragma journal_mode = wal")
+        db.close()
     elif how == "foreign":
         db = apsw.Connection(str(path))
         db.execute("update kept set value = x'1234' where kind = 'log'")
@@ -183,6 +194,68 @@ def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
     assert pair.cursors.consumers() == {BILLING.key: BILLING}
     assert [told.event for told in pair.cursors.notices] == ["cursors.rebuilt"]
     assert pair.restart().notices == []
+
+
+@pytest.mark.parametrize("parts", [0, 1, 2])
+def test_a_rebuilding_that_is_cut_off_is_done_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    """What was written so far passed for all: peers and consumers lost what they were owed."""
+    done: list[Any] = []
+    for number in range(600):
+        pair.cursors.set_consumer(Consumer("shop", f"c{number}", 1, (), 0.0), done.append)
+    pair.cursors.set_peer(HUB)
+    for _ in range(13):
+        append(pair, draft(bytes(100_000)))
+    pair.until(lambda: len(done) == 600 and snapshot_numbers(pair.folder / "log"))
+    pair.close()
+    (pair.folder / "cursors.db").write_bytes(b"rubbish" * 1000)
+
+    def cut_off(rows: Any, most: int) -> Iterator[list[Any]]:
+        whole = in_parts(rows, most)
+        for _ in range(parts):
+            yield next(whole)
+        raise apsw.IOError("the host is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cursor_store, "in_parts", cut_off)
+        log: Any = open_log(LogSettings(), pair.folder, "edge", pair.turns.post)
+        with pytest.raises(LogDamaged, match="host is gone"):
+            open_cursors(log, pair.folder, pair.turns.post)
+        ended: list[bool] = []
+        log.close(partial(ended.append, True))
+        pair.until(lambda: ended)
+    pair.open()
+    assert len(pair.cursors.consumers()) == 600
+    assert pair.cursors.peers == {"hub": HUB}
+    assert [notice.event for notice in pair.cursors.notices] == ["cursors.rebuilt"]
+    assert pair.restart().notices == []
+    assert len(pair.cursors.consumers()) == 600
+
+
+def test_rows_are_written_in_the_order_of_the_calls(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer that moves, with an ack unwritten, was deleted before its new name was there."""
+    assert isinstance(pair.cursors, SqliteCursorStore)
+    monkeypatch.setattr("linkd.log.cursor_store.RETRY_SECONDS", 0.01)
+    write, tries = pair.cursors._write, []
+    old, new = Consumer("shop", "old", 1, (), 0.0), Consumer("shop", "new", 1, (), 0.0)
+
+    def once(rows: Any) -> Exception | None:
+        tries.append(list(rows))
+        if len(tries) == 1:
+            pair.cursors.set_consumer(new)
+            pair.cursors.remove_consumer(old.key, done.append)
+            return apsw.FullError("no room")
+        return write(rows)
+
+    done: list[Any] = []
+    monkeypatch.setattr(pair.cursors, "_write", once)
+    pair.cursors.set_consumer(old)
+    pair.until(lambda: done)
+    assert tries[1] == [("consumer", "shop/new"), ("consumer", "shop/old")]
+    assert set(pair.restart().consumers()) == {new.key}
 
 
 def test_a_newer_file_is_left_alone(pair: Pair) -> None:
@@ -276,7 +349,7 @@ def test_a_file_that_cannot_be_opened_says_what_to_do(
 ) -> None:
     pair.close()
 
-    def refuse(file: SqliteCursorStore) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise error
 
     with monkeypatch.context() as patched:
@@ -303,11 +376,11 @@ def test_a_file_that_goes_bad_while_the_disk_refuses_another_is_made_anew_once_i
     def bad(rows: Any) -> Exception | None:
         return apsw.CorruptError("a bad page") if broken and broken.pop() else write(rows)
 
-    def full() -> apsw.Connection:
+    def full(path: Path, is_new: bool) -> apsw.Connection:
         if refused:
             refused.pop()
             raise apsw.FullError("no room")
-        return opened()
+        return opened(path, is_new)
 
     monkeypatch.setattr(pair.cursors, "_write", bad)
     monkeypatch.setattr(pair.cursors, "_open", full)
