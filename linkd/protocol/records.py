@@ -368,9 +368,12 @@ def _are_alike(records: bytes, count: int) -> bool:
     except BadRecord:
         return False
     columns = (*range(begin), *range(end, size))
-    return len(columns) <= _MOST_COLUMNS and all(
-        records[place::size] == records[place : place + 1] * count for place in columns
-    )
+    if len(columns) > _MOST_COLUMNS:
+        return False
+    for place in columns:  # noqa: SIM110 - a generator costs as much as the comparisons
+        if records[place::size] != records[place : place + 1] * count:
+            return False
+    return True
 
 
 def check_words(type_: str, id_: str, content_type: str = "") -> None:
