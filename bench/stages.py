@@ -284,7 +284,7 @@ def log_store(load: Load) -> Iterator[Run]:
         nonlocal position
         for _ in range(times):
             source = SourcePosition("edge", "log", "epoch", position, position + load.count)
-            origin = Origin("edge", "log", "epoch", position)
+            origin = Origin("edge", "log", "epoch", position, position - 1)
             position += load.count
             log.store(
                 Batch(0, "bench", load.count, load.records, 0.0, origin, source=source),
