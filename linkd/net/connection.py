@@ -355,6 +355,7 @@ class Connection(Silence, FrameReader, FrameWriter):
                 self.first(message)
             elif type(message) is Goodbye:
                 self._goodbye = message
+                self.return_spread = message.return_spread or self.return_spread
             else:
                 self.port.received(self, message)
         except RemoteProtocolError as error:

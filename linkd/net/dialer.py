@@ -283,9 +283,12 @@ class DialerConnection(Connection, ClientProtocol):
         self.factory.ended_early(self, reason)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The end."""
+        """Report the end, and remember over how long to come back if a goodbye has changed that."""
         cancel(self._watch_call)
         self._watch_call = None
+        spreads, target = self.factory.spreads, self.candidate.target
+        if target in spreads and self.return_spread is not None:
+            spreads[target] = self.return_spread
         super().connectionLost(reason)
 
     # -- silence ------------------------------------------------------------------------------

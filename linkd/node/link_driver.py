@@ -159,8 +159,6 @@ class LinkDriver:
             self._last_silence = connection.silence_seconds()
             self.replicator.drop()
         spread = connection.return_spread
-        if goodbye is not None and goodbye.return_spread:
-            spread = goodbye.return_spread
         if self.dialer is not None and retry_after is not None:
             self.dialer.skip_url()  # another URL of the peer may take the link at once
         self._run(links.Lost(connection.key, reason, detail, retry_after, silent, spread))

@@ -11,6 +11,7 @@ import pytest
 
 from linkd.config import parse_url
 from linkd.errors import ConfigError, unusable
+from linkd.protocol.peer import Goodbye, encode
 from tests.support.hosts import URL, Hosts, Temper, address
 
 BAD: tuple[Temper, ...] = ("silent", "refusing", "mute", "bad-gateway")
@@ -231,3 +232,21 @@ def test_failures_carry_what_the_url_announced(tmp_path: Path) -> None:
     assert hosts.link.connections[-1].return_spread == 8.0
     fail_again(hosts, "refusing")
     assert hosts.link.failures[-1].return_spread == 8.0
+
+
+def test_a_goodbyes_spread_counts_until_the_next_hello(tmp_path: Path) -> None:
+    """Only the first delay knew it: later redials of a hub that stays away came after 0.5 s."""
+    hosts = Hosts(tmp_path, ["good"])
+    bring_up(hosts)
+    hosts.dialer.dial(0.0)
+    hosts.run(5.0, until="greeted")
+    hosts.link.connections[-1]._message(encode(Goodbye("stopped", return_spread=20.0)))
+    assert hosts.link.connections[-1].return_spread == 20.0
+    hosts.link.connections[-1].abort("closed", "over")
+    hosts.run(1.0)
+    for _ in range(2):
+        fail_again(hosts, "refusing")
+        assert hosts.link.failures[-1].return_spread == 20.0
+    bring_up(hosts)
+    fail_again(hosts, "refusing")
+    assert hosts.link.failures[-1].return_spread != 20.0
