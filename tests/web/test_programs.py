@@ -391,6 +391,47 @@ def test_each_refusal_is_in_the_close_reason_and_in_the_status_of_linkd_js(daemo
         )
 
 
+def test_a_page_is_a_named_consumer_over_a_restart_and_a_new_page(daemons: Start) -> None:
+    """In Chromium, on a real node: what a page had handled does not come to the next one."""
+    port = free_port()
+    here = f"http://127.0.0.1:{port}"
+    node = daemons("edge", f'http = "127.0.0.1:{port}"\nrequire_key = false\n')
+    script = (
+        "import('/linkd.js').then(({ connect }) => { window.got = [];"
+        " window.node = connect({ minDelay: 0.1, maxDelay: 0.3 });"
+        " node.subscribe('orders', async ({ data }) => void got.push(data),"
+        " { consumer: 'billing', from: 'earliest' }); })"
+    )
+
+    def publish(number: int) -> None:
+        node.call("POST", "/v1/channels/orders", b"%d" % number, "application/json")
+
+    def handled(*numbers: int) -> None:
+        pages.until("page", f"got.length >= {len(numbers)}", 10)
+        assert pages.run("page", "got") == list(numbers)
+        end = time.monotonic() + 5
+        while node.call("GET", "/v1/consumers")["consumers"][0]["pending_records"]:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    for number in (1, 2):
+        publish(number)
+    with Driver("programs.mjs") as driver:
+        driver.wait(lambda said: "ready" in said, 20)
+        pages = Pages(driver)
+        pages.open("page", f"{here}/healthz")
+        pages.run("page", script)
+        handled(1, 2)
+        node.kill()
+        node.start()
+        publish(3)
+        handled(1, 2, 3)
+        pages.open("page", f"{here}/healthz")
+        pages.run("page", script)
+        publish(4)
+        handled(4)
+
+
 CONTROLS = "document.querySelector('#controls').disabled"
 
 
