@@ -168,11 +168,13 @@ class Producers:
         known = self._of(last.owner, last.name)
         undo.append((table, key, table.get(key, ABSENT)))
         runs, floor = ([], 0) if known is None else (list(known.runs), known.floor)
+        before = len(runs)
         if len(counts) == 1:
             _add(runs, last.sequence, 1, offset, counts[0])
         else:
             _add_all(runs, last.sequence - len(counts) + 1, offset, counts)
-        if len(runs) >= KEPT_RUNS + 8 and not len(runs) % 8:
+        # About every 8th run. It may pass a multiple of 8, for several come at once.
+        if len(runs) >= KEPT_RUNS + 8 and len(runs) // 8 > before // 8:
             share = MAX_PRODUCERS * KEPT_RUNS // (len(table) or 1)
             wanted = max(KEPT_RUNS, min(share, MAX_HOLES))
             runs, floor = _folded(runs, floor, wanted, MAX_HOLES + KEPT_RUNS)

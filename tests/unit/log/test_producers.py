@@ -102,6 +102,27 @@ def test_of_old_numbers_the_proof_is_kept_and_the_offset_forgotten(others: int) 
     assert stored(producers, 5_000) == (0, 0)
 
 
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("counts", [(3, 1), (3, 1, 2), (3, 1) * 12])
+def test_runs_are_folded_whatever_their_number_grows_by(
+    first: int, counts: tuple[int, ...]
+) -> None:
+    producers, number, offset = Producers(), 0, 1
+    for each in range(first):
+        number += 1
+        note(producers, number, offset, (each + 1,))
+        offset += each + 1
+    for _ in range(1000):
+        number += len(counts)
+        note(producers, number, offset, counts)
+        offset += sum(counts)
+    assert len(producers.known["shop", "p"].runs) <= MAX_HOLES + len(counts) + 8
+    assert [stored(producers, n) for n in (1, number)] == [
+        (0, 0),
+        (offset - counts[-1], counts[-1]),
+    ]
+
+
 def test_a_number_below_what_is_known_is_neither_new_nor_a_repeat() -> None:
     producers = Producers()
     for number in range(1, 2 * (MAX_HOLES + 100), 2):
