@@ -107,7 +107,7 @@ class Page:
         Raises:
             ApiError: So much is held for the caller that there is no room for one record.
         """
-        reads, goes_on = self._api.page_reads, True
+        reads, goes_on = self._api.page_reads(self._caller), True
         while goes_on and not self._full():
             await reads.acquire()
             try:

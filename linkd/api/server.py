@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from twisted.internet import tcp, unix
 from twisted.internet.defer import (
@@ -156,8 +157,8 @@ def _identity(path: Path) -> Identity | None:
 STOP_SECONDS = 3.0
 """Callers whose connection is not over by then are cut."""
 
-PAGE_READS = 8
-"""So many pages read at once: what was read for one is in memory until it is its turn."""
+PAGE_READS = 4
+"""So many pages of a caller read at once: what was read is in memory until the caller's turn."""
 
 MAX_ASKED_HEADERS = 64
 """So many names of headers that a page wants to send are allowed at once."""
@@ -198,7 +199,7 @@ class ApiServer:
         self.description = describe()
         self.share = FairShare(reactor)
         self.budget = MemoryBudget()
-        self.page_reads = DeferredSemaphore(PAGE_READS)
+        self._page_reads: WeakValueDictionary[str, DeferredSemaphore] = WeakValueDictionary()
         self.streams: set[EventStream] = set()
         self.websockets = WebSockets(self, self._make_session)
         self.producers = ActiveProducers(node.log)
@@ -435,6 +436,16 @@ class ApiServer:
         return TextSession(self, call, socket)
 
     # for the handlers
+
+    def page_reads(self, caller: str) -> DeferredSemaphore:
+        """Return what admits a caller's pages to the log, the same as long as one of them is held.
+
+        One for all callers would have them wait for the turns of the one with the most pages.
+        """
+        reads = self._page_reads.get(caller)
+        if reads is None:
+            reads = self._page_reads[caller] = DeferredSemaphore(PAGE_READS)
+        return reads
 
     async def gather(self, caller: str, items: Iterable[_Item]) -> list[_Item]:
         """Return all items of an iterator that makes them, in slices of the caller's turns."""

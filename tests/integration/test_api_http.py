@@ -12,10 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred
 
+from linkd.api.server import PAGE_READS
+from linkd.net.rate_limit import FairShare
 from linkd.protocol.records import EncodedRecord, NewRecords, encode_records
 from linkd.status import Outage
-from tests.support.api_calls import Served, pause, thread, until
+from tests.support.api_calls import Served, pause, reactor, thread, until
 from tests.support.fake_node import KEY, SHOP_KEY
 from tests.support.needs import need
 
@@ -213,6 +216,34 @@ async def test_long_poll(served: Served) -> None:
     page = (await waiting).json()
     assert [record["offset"] for record in page["records"]] == [2]
     assert len(served.node.log.on_commit) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_pages_of_one_caller_hold_up_nobody_elses(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(served, "orders", b"1")
+    waiting: list[Deferred[None]] = []
+
+    class Share(FairShare):
+        def left(self) -> float:
+            return 0.0
+
+        def turn(self, caller: str = "") -> Deferred[None]:
+            if caller != "admin":
+                return super().turn(caller)
+            waiting.append(Deferred())
+            return waiting[-1]
+
+    monkeypatch.setattr(served.api, "share", Share(reactor))  # the handlers' alone
+    pages = [served.keyed("GET", "/v1/channels/orders") for _ in range(PAGE_READS + 1)]
+    await until(lambda: len(waiting) == PAGE_READS)
+    page = await served.call("GET", "/v1/channels/orders").addTimeout(3.0, reactor)
+    assert len(page.json()["records"]) == 1
+    monkeypatch.undo()
+    while waiting:
+        waiting.pop().callback(None)
+    assert [(await page).status for page in pages] == [200] * (PAGE_READS + 1)
 
 
 @pytest_twisted.ensureDeferred
