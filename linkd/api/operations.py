@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -21,7 +22,9 @@ from linkd.errors import PublishError
 from linkd.protocol.channels import Patterns, is_pattern
 
 if TYPE_CHECKING:
+    from linkd.api.auth import Caller
     from linkd.api.server import ApiServer
+    from linkd.log.base import Log
     from linkd.log.interface import Consumer
 
 TYPES = {
@@ -85,8 +88,14 @@ DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
 
 MAX_DRAIN_SECONDS = 3600.0
 
-PENDING_SECONDS = 0.05
-"""For so long one call may count what consumers have yet to read: some ms for each GiB."""
+PENDING_SECONDS = 1.0
+"""For so long one call may count what consumers have yet to read, in slices of its caller's turns.
+
+Some ms for each GiB, and about 10 s for a million channels.
+"""
+
+PENDING_STEP = 64
+"""Channels between two looks at the clock: up to half a millisecond."""
 
 _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 
@@ -138,29 +147,39 @@ async def history(api: ApiServer, call: Call) -> Response:
 
 async def consumers(api: ApiServer, call: Call) -> Response:
     """Answer the named consumers that the caller may see."""
-    end = api.node.log.next
-    last = api.reactor.seconds() + PENDING_SECONDS
-    found = (
-        {
-            "owner": one.owner,
-            "name": one.name,
-            "next": one.next,
-            "lag_records": max(0, end - one.next),
-            "pending_records": _pending(api, one) if api.reactor.seconds() < last else None,
-            "patterns": one.patterns,
-        }
-        for one in api.node.subscriptions.consumers()
-        if call.caller.sees(one)
-    )
-    return answer({"consumers": await _encoded(api, call, found)})
+    found = await api.gather(call.caller.name, _listed(api, call.caller))
+    return answer({"consumers": [one for one in found if one is not None]})
 
 
-def _pending(api: ApiServer, consumer: Consumer) -> int:
-    """Count the records that a consumer has yet to read: those of its patterns only."""
-    log, patterns = api.node.log, Patterns(consumer.patterns)
-    position = max(consumer.next, log.first)
-    owed = log.owed(position) if position < log.next else {}
-    return sum(records for channel, (records, _) in owed.items() if patterns.match(channel))
+def _listed(api: ApiServer, caller: Caller) -> Iterator[msgspec.Raw | None]:
+    """Yield the consumers that a caller may see as JSON; None while one's records are counted."""
+    end, last = api.node.log.next, api.reactor.seconds() + PENDING_SECONDS
+    for one in api.node.subscriptions.consumers():
+        pending: int | None = 0
+        if caller.sees(one):
+            for counted in _pending(api.node.log, one):
+                pending = counted if api.reactor.seconds() < last else None
+                if pending is None:
+                    break
+                yield None
+            listed = {
+                "owner": one.owner,
+                "name": one.name,
+                "next": one.next,
+                "lag_records": max(0, end - one.next),
+                "pending_records": pending,
+                "patterns": one.patterns,
+            }
+            yield msgspec.Raw(to_json(listed))
+
+
+def _pending(log: Log, consumer: Consumer) -> Iterator[int]:
+    """Yield how many records a consumer has yet to read, as far as counted, of its patterns."""
+    position, match = max(consumer.next, log.first), Patterns(consumer.patterns).match
+    totals, pending = log.totals(position) if position < log.next else iter(()), 0
+    while step := tuple(islice(totals, PENDING_STEP)):
+        pending += sum(records for channel, records, _ in step if match(channel))
+        yield pending
 
 
 async def forget(api: ApiServer, call: Call) -> Response:

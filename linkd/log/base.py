@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import TypeVar
 
@@ -404,11 +404,24 @@ class Log(ABC):
     def holds(self, first: int, next: int, wants: Callable[[str], bool]) -> bool:
         """Return whether a record from `first` to `next` - 1 is on a channel in `wants`."""
 
-    @abstractmethod
     def owed(self, position: int) -> dict[str, tuple[int, int]]:
         """Return (records, bytes of records) by channel from `position` to the log's end.
 
-        Called seldom (at start and when a position moves back); sealed segments keep their totals.
+        Called seldom (at start and when a position moves back): it takes time for each channel.
+        """
+        owed: dict[str, tuple[int, int]] = {}
+        for channel, records, size in self.totals(position):
+            if records:
+                old = owed.get(channel, (0, 0))
+                owed[channel] = (old[0] + records, old[1] + size)
+        return owed
+
+    @abstractmethod
+    def totals(self, position: int) -> Iterator[tuple[str, int, int]]:
+        """Yield (channel, records, bytes of records) from `position` to the log's end.
+
+        A channel may come many times, also with no records. Between two steps the log may change:
+        what is stored or deleted then may be counted or not. Sealed segments keep their totals.
         """
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from linkd.errors import Gap
@@ -85,10 +85,11 @@ class TailCache:
             index += 1
         return self._batches[index] if index < len(self._batches) else None
 
-    def behind(self, position: int) -> Sequence[Batch]:
-        """Return all batches with a record at or after `position`."""
+    def behind(self, position: int, before: int | None = None) -> Sequence[Batch]:
+        """Return all batches with a record at or after `position`, that begin below `before`."""
         index = max(self._start, bisect_right(self._offsets, position, self._start) - 1)
-        return [batch for batch in self._batches[index:] if batch.next > position]
+        end = None if before is None else bisect_left(self._offsets, before, self._start)
+        return [batch for batch in self._batches[index:end] if batch.next > position]
 
     def _drop(self) -> None:
         """Forget the oldest batch."""

@@ -10,7 +10,7 @@ import errno
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -604,9 +604,9 @@ class DiskLog(Log):
         else:
             done(batches)
 
-    def owed(self, position: int) -> dict[str, tuple[int, int]]:
-        """Return (records, bytes of records) by channel from `position` on."""
-        return self._segment_set.owed(position, self._tail)
+    def totals(self, position: int) -> Iterator[tuple[str, int, int]]:
+        """Yield (channel, records, bytes of records) from `position` on, in short steps."""
+        return self._segment_set.totals(position, self._tail)
 
     def behind(self, size: int) -> int:
         """Return from which offset on the segments occupy at most `size` bytes."""

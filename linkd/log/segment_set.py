@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from linkd.log.segment import (
     NEEDS,
     Identity,
     Index,
-    IndexEntry,
     SegmentHead,
     bytes_beside,
     ids_path,
@@ -71,19 +70,19 @@ class SegmentSet:
             )
         return None
 
-    def owed(self, position: int, tail: TailCache) -> dict[str, tuple[int, int]]:
-        """Return (records, bytes of records) by channel from `position` on."""
-        owed: dict[str, tuple[int, int]] = {}
+    def totals(self, position: int, tail: TailCache) -> Iterator[tuple[str, int, int]]:
+        """Yield (channel, records, bytes of records) from `position` on.
+
+        The segments may change between two steps.
+        """
         for segment in self._behind(position):
             number = segment.block_of(position)
             if segment.blocks[number].offset < position:
-                add_owed(owed, self._block(segment, number, tail), position)
+                yield from _part(self._block(segment, number, tail), position)
                 number += 1
             for block in segment.blocks[number:]:
-                for channel, (records, size) in block.totals.items():
-                    old = owed.get(channel, (0, 0))
-                    owed[channel] = (old[0] + records, old[1] + size)
-        return owed
+                for channel, (records, size) in tuple(block.totals.items()):
+                    yield channel, records, size
 
     def holds(self, first: int, next: int, wants: Callable[[str], bool], tail: TailCache) -> bool:
         """Return whether a record from `first` to `next` - 1 is on a channel that `wants` takes.
@@ -156,38 +155,31 @@ class SegmentSet:
         behind = [segment for segment in self.segments[number:] if segment.next > position]
         return [segment for segment in behind if segment.blocks]
 
-    def _block(self, segment: Index, number: int, tail: TailCache) -> Sequence[Batch]:
-        """Return the batches of a block, none where they can't be read."""
+    def _block(self, segment: Index, number: int, tail: TailCache) -> Iterator[Batch]:
+        """Yield the batches of a block, up to the first that can't be read."""
         block = segment.blocks[number]
         end = segment.blocks[number + 1] if number + 1 < len(segment.blocks) else None
         if block.offset >= tail.first:
             stop = segment.next if end is None else end.offset
-            return [batch for batch in tail.behind(block.offset) if batch.offset < stop]
-        try:
-            return self._read(segment, block, segment.size if end is None else end.at)
-        except (CorruptSegment, OSError):
-            return []
-
-    def _read(self, segment: Index, block: IndexEntry, end: int) -> Sequence[Batch]:
-        """Return the batches of a block from its file."""
-        batches = [
-            batch_of(frame, segment.node, segment.log)[0]
-            for frame in walk(self.path(segment), block.at, end, self._seed)
-            if frame.kind == BATCH
-        ]
-        return [batch for batch in batches if batch.count]
+            yield from tail.behind(block.offset, stop)
+            return
+        with suppress(CorruptSegment, OSError):
+            stop = segment.size if end is None else end.at
+            for frame in walk(self.path(segment), block.at, stop, self._seed):
+                if frame.kind == BATCH:
+                    batch = batch_of(frame, segment.node, segment.log)[0]
+                    if batch.count:
+                        yield batch
 
 
-def add_owed(owed: dict[str, tuple[int, int]], batches: Sequence[Batch], position: int) -> None:
-    """Add (records, bytes) by channel of the part of `batches` at or after `position`."""
+def _part(batches: Iterable[Batch], position: int) -> Iterator[tuple[str, int, int]]:
+    """Yield (channel, records, bytes) of each batch's part at or after `position`, 0 of some."""
     for batch in batches:
         count, size = batch.count, len(batch.records)
-        if batch.next <= position:
-            continue
         if batch.offset < position:
-            count, size = batch.next - position, size * (batch.next - position) // batch.count
-        records, total = owed.get(batch.channel, (0, 0))
-        owed[batch.channel] = (records + count, total + size)
+            count = max(0, batch.next - position)
+            size = size * count // batch.count
+        yield batch.channel, count, size
 
 
 def _first(segment: Index) -> int:

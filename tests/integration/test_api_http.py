@@ -6,14 +6,16 @@ import json
 import subprocess
 import time
 from collections.abc import AsyncIterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
 
+from linkd.api import operations
 from linkd.api.server import PAGE_READS
 from linkd.net.rate_limit import FairShare
 from linkd.protocol.records import EncodedRecord, NewRecords, encode_records
@@ -244,6 +246,33 @@ async def test_pages_of_one_caller_hold_up_nobody_elses(
     while waiting:
         waiting.pop().callback(None)
     assert [(await page).status for page in pages] == [200] * (PAGE_READS + 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_consumers_have_yet_to_read_is_counted_in_slices(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(200):
+        put(served, f"c{number}", b"1")
+    for name, pattern in (("of-one", "c7"), ("of-all", "%3E")):
+        await served.call("GET", f"/v1/channels/{pattern}?consumer={name}&from=earliest")
+    await served.call("GET", "/v1/channels/c1?consumer=of-nothing&from=latest")
+
+    async def pending() -> dict[str, int | None]:
+        listed = (await served.call("GET", "/v1/consumers")).json()["consumers"]
+        return {one["name"]: one["pending_records"] for one in listed}
+
+    assert await pending() == {"of-all": 200, "of-nothing": 0, "of-one": 1}
+    monkeypatch.setattr(served.node.log, "totals", lambda _: repeat(("c7", 1, 1)))
+    monkeypatch.setattr(operations, "PENDING_SECONDS", 0.5)
+    counted, lates = ensureDeferred(pending()), []
+    while not counted.called:
+        before = time.monotonic()
+        await pause(0)
+        lates.append(time.monotonic() - before)
+    assert await counted == {"of-all": None, "of-nothing": 0, "of-one": None}
+    assert len(lates) > 10
+    assert sorted(lates)[len(lates) // 2] < 0.05
 
 
 @pytest_twisted.ensureDeferred

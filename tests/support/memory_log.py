@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from linkd.clock import boottime
@@ -147,9 +147,11 @@ class MemoryLog(Log):
         else:
             done(found or [])
 
-    def owed(self, position: int) -> dict[str, tuple[int, int]]:
-        """Return (records, bytes of records) by channel from `position` on."""
-        return count_owed(self._tail.behind(position), position)
+    def totals(self, position: int) -> Iterator[tuple[str, int, int]]:
+        """Yield (channel, records, bytes of records) from `position` on."""
+        for batch in self._tail.behind(position):
+            part = batch.from_offset(max(position, batch.offset))
+            yield part.channel, part.count, len(part.records)
 
     def behind(self, size: int) -> int:
         """Return from which offset on the batches occupy at most `size` bytes."""
@@ -193,18 +195,6 @@ class MemoryLog(Log):
         self._commit_all()
         self._closed = True
         done()
-
-
-def count_owed(batches: Sequence[Batch], position: int) -> dict[str, tuple[int, int]]:
-    """Return (records, bytes of records) by channel of all records at or after `position`."""
-    owed: dict[str, tuple[int, int]] = {}
-    for batch in batches:
-        count, size = batch.count, len(batch.records)
-        if batch.offset < position:
-            count, size = batch.next - position, size * (batch.next - position) // batch.count
-        records, total = owed.get(batch.channel, (0, 0))
-        owed[batch.channel] = (records + count, total + size)
-    return owed
 
 
 _FORGET_SECONDS = 60.0

@@ -424,3 +424,19 @@ def test_nothing_is_taken_after_close(bench: Any) -> None:
     assert len(got) == 2
     if isinstance(bench, SegmentBench):
         bench.open()
+
+
+def test_totals_go_on_while_the_log_changes(bench: Any) -> None:
+    append(bench, *(draft(b"a", channel=f"c{number}") for number in range(10)))
+    totals = bench.log.totals(1)
+    assert next(totals)[:2] == ("c0", 1)
+    append(bench, *(draft(b"a", channel=f"d{number}") for number in range(2000)))
+    bench.log.trim(2000)
+    assert [one[0] for one in totals][:9] == [f"c{number}" for number in range(1, 10)]
+
+
+def test_totals_from_within_a_batch_take_its_part(bench: Any) -> None:
+    append(bench, draft(b"a"), draft(b"b", b"c", channel="x"), draft(b"d"))
+    size = len(draft(b"a").records)
+    counted = [one for one in bench.log.totals(3) if one[1]]
+    assert counted == [("x", 1, size), ("orders", 1, size)]
