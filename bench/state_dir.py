@@ -49,6 +49,9 @@ PATTERNS = 38
 """Of 39 bytes each, with as many `*` as one may have: all consumers of a caller have 15.1 MB."""
 
 LARGE = EncodedRecord(b"x" * 900_000)
+FREED_SECONDS = 3.0
+"""A full log looks for room once a second."""
+
 MESSAGE_FRAMES = 500
 WINDOW = 20
 """Messages that wait for their answers."""
@@ -302,6 +305,7 @@ def main() -> int:
         count = overflow(daemon)
         run.restart(f"{count:,} of 900 kB: full, as consumers keep it", kills=False)
         subscribe(daemon, range(CONSUMERS))
+        time.sleep(FREED_SECONDS)
         count = overflow(daemon)
         run.restart(f"cursors moved, {count:,} of 900 kB: the oldest went", kills=True)
     if largest.bytes > MAX_BYTES + MOST_BESIDE:
