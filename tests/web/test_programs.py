@@ -407,8 +407,9 @@ def test_a_page_is_a_named_consumer_over_a_restart_and_a_new_page(daemons: Start
         node.call("POST", "/v1/channels/orders", b"%d" % number, "application/json")
 
     def handled(*numbers: int) -> None:
-        pages.until("page", f"got.length >= {len(numbers)}", 10)
-        assert pages.run("page", "got") == list(numbers)
+        pages.until("page", f"got.includes({numbers[-1]})", 20)
+        # An ack that was under way at the kill is lost: its message comes twice.
+        assert list(dict.fromkeys(pages.run("page", "got"))) == list(numbers)
         end = time.monotonic() + 5
         while node.call("GET", "/v1/consumers")["consumers"][0]["pending_records"]:
             assert time.monotonic() < end
@@ -426,6 +427,7 @@ def test_a_page_is_a_named_consumer_over_a_restart_and_a_new_page(daemons: Start
         node.start()
         publish(3)
         handled(1, 2, 3)
+        pages.run("page", "node.close()")  # this page stays open
         pages.open("page", f"{here}/healthz")
         pages.run("page", script)
         publish(4)
