@@ -288,6 +288,7 @@ async def forget_peer(api: ApiServer, call: Call) -> Response:
     call.caller.check_operator()
     peer, wanted = call.path["name"], call.json(Confirmed)
     with known_peer(peer):
+        await api.gather(call.caller.name, api.node.count_absent(peer))
         records, size = api.node.forget_peer(peer, wanted.confirmed)
     return answer({"peer": peer, "records": records, "bytes": size, "done": wanted.confirmed})
 

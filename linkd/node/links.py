@@ -5,8 +5,10 @@ Cursors of absent peers, callers that wait for an ack, the memory that received 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,12 @@ KEPT_SECONDS = 86_400.0
 
 NOTED_EVERY = 60.0
 """Interval of saving how long a peer has been absent, which adds up over restarts."""
+
+COUNT_SECONDS = 0.005
+"""For so long at a time what absent peers are owed is counted, in seconds."""
+
+COUNT_STEP = 64
+"""Channels between two looks at the clock."""
 
 
 class _Absent(msgspec.Struct):
@@ -78,6 +86,7 @@ class AbsentPeers:
         self._absent: dict[str, _Absent] = {}
         self._ticked: float | None = None
         self._noted = 0.0
+        self._counting: Iterator[None] = iter(())
 
     def start(self, configured: set[str]) -> None:
         """Find the peers whose entries were removed before this run."""
@@ -89,7 +98,7 @@ class AbsentPeers:
                 continue
             absent = _Absent(cursor, lambda _: True, False, cursor.absent_seconds or 0.0)
             if cursor.acked not in counted:
-                self._count(absent)
+                deque(self._count(absent), 0)
                 counted[cursor.acked] = absent.records, absent.bytes
             absent.records, absent.bytes = counted[cursor.acked]
             self._add(absent)
@@ -139,14 +148,21 @@ class AbsentPeers:
                 f" {absent.cursor.acked}",
             )
 
+    def count(self, name: str) -> Iterator[None]:
+        """Count anew what an absent peer is owed, in short steps.
+
+        Raises:
+            KeyError: No absent peer has that name.
+        """
+        return self._count(self._absent[name])
+
     def forget(self, name: str, confirmed: bool) -> tuple[int, int]:
-        """Return (records, bytes) owed to an absent peer; forget it where confirmed.
+        """Return (records, bytes) owed to an absent peer when last counted; forget where confirmed.
 
         Raises:
             KeyError: No absent peer has that name.
         """
         absent = self._absent[name]
-        self._count(absent)
         if confirmed:
             self._end(absent, "warn", "an operator has it forgotten")
         return absent.records, absent.bytes
@@ -161,14 +177,21 @@ class AbsentPeers:
         for absent in tuple(self._absent.values()):
             absent.seconds += now - since
             if absent.seconds >= KEPT_SECONDS:
-                self._count(absent)
                 self._end(absent, "error", "it was not configured for 24 h of running time")
             elif due:
                 self._note(absent)
-        if self._absent:  # one a second: counting costs time
+        self._count_some()
+
+    def _count_some(self) -> None:
+        """Go on counting one peer after the other: a long log with many channels takes minutes."""
+        until = self._log.clock() + COUNT_SECONDS
+        for _ in self._counting:
+            if self._log.clock() >= until:
+                return
+        if self._absent:
             name = next(iter(self._absent))
             absent = self._absent[name] = self._absent.pop(name)
-            self._count(absent)
+            self._counting = self._count(absent)
 
     def _end(self, absent: _Absent, level: str, why: str) -> None:
         """Forget a peer, and log the records that it will not receive."""
@@ -191,13 +214,19 @@ class AbsentPeers:
         absent.cursor = msgspec.structs.replace(absent.cursor, absent_seconds=absent.seconds)
         self._cursors.set_peer(absent.cursor)
 
-    def _count(self, absent: _Absent) -> None:
-        """Count the records that it is owed, of all channels where its `send` is unknown."""
-        position = max(absent.cursor.acked, self._log.first)
-        owed = self._log.owed(position) if position < self._log.next else {}
-        mine = [counted for channel, counted in owed.items() if absent.owes(channel)]
-        absent.records = sum(records for records, _ in mine)
-        absent.bytes = sum(size for _, size in mine)
+    def _count(self, absent: _Absent) -> Iterator[None]:
+        """Count the records that it is owed, of all channels where its `send` is unknown.
+
+        Yields after each few channels; the figures change at the end.
+        """
+        position, records, size = max(absent.cursor.acked, self._log.first), 0, 0
+        totals = self._log.totals(position) if position < self._log.next else iter(())
+        while step := tuple(islice(totals, COUNT_STEP)):
+            mine = [(some, their) for channel, some, their in step if absent.owes(channel)]
+            records += sum(some for some, _ in mine)
+            size += sum(their for _, their in mine)
+            yield
+        absent.records, absent.bytes = records, size
 
     def low_water(self, crowded: bool) -> int:
         """Return the offset below which no absent peer is owed anything.

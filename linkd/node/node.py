@@ -306,6 +306,16 @@ class Node:
         self.dispatcher.dispatch()
         self.links.trimmed(first)
 
+    def count_absent(self, peer: str) -> Iterator[None]:
+        """Count anew, in short steps, what a peer without an entry is owed.
+
+        Raises:
+            KeyError: No such peer.
+            LinkdError: It is configured.
+        """
+        self._check_absent(peer)
+        return self.links.absent.count(peer)
+
     def forget_peer(self, peer: str, confirmed: bool) -> tuple[int, int]:
         """Return (records, bytes) owed to a peer without an entry; where confirmed, forget it.
 
@@ -313,9 +323,12 @@ class Node:
             KeyError: No such peer.
             LinkdError: It is configured.
         """
+        self._check_absent(peer)
+        return self.links.absent.forget(peer, confirmed)
+
+    def _check_absent(self, peer: str) -> None:
         if peer in self.links.drivers:
             raise LinkdError(f"{peer} is configured: remove its [[peer]] first, and reload")
-        return self.links.absent.forget(peer, confirmed)
 
     def observe(self, what: Measure, peer: str, seconds: float) -> None:
         """Pass a measurement to every observer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -255,6 +255,10 @@ class FakeNode:
         if peer == "stubborn":
             raise LinkdError("this link has nothing to resync")
         return succeed("nothing would be sent again")
+
+    def count_absent(self, peer: str) -> Iterator[None]:
+        """Nothing is to be counted."""
+        return iter(())
 
     def forget_peer(self, peer: str, confirmed: bool) -> tuple[int, int]:
         if peer in self.links:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from linkd.config import PeerSettings
 from linkd.errors import LinkdError
 from linkd.node import Stores
-from linkd.node.links import KEPT_SECONDS
+from linkd.node.links import COUNT_STEP, KEPT_SECONDS
 from linkd.node.outages import Outages
 from linkd.status import AbsentPeer
 from tests.support.fake_net import FakeNet, Kept, publish
@@ -173,3 +174,29 @@ def test_one_that_is_owed_nothing_is_no_error_and_one_that_drops_holds_nothing_b
     publish(net.nodes["edge"], "orders", b"more")
     assert absent.low_water(crowded=False) == end
     assert absent.low_water(crowded=True) == end + 1
+
+
+def test_what_it_is_owed_is_counted_for_a_few_ms_at_a_time(
+    net: FakeNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge, looked = net.nodes["edge"], 0
+    configure(net)
+
+    def totals(_: int) -> Iterator[tuple[str, int, int]]:
+        nonlocal looked
+        for number in range(4_000):
+            looked, net.clock.rightNow = looked + 1, net.clock.rightNow + 0.0001
+            yield ("private", "orders")[number % 2], 1, 3
+
+    monkeypatch.setattr(edge.log, "totals", totals)
+    for _ in range(100):
+        before = looked
+        edge.links.absent.tick(net.clock.seconds())
+        assert looked - before <= 0.005 / 0.0001 + COUNT_STEP
+    (absent,) = edge.status().absent
+    assert (absent.owed_records, absent.owed_bytes) == (2_000, 6_000)
+    before = looked
+    for _ in edge.count_absent("hub"):
+        assert looked - before <= COUNT_STEP
+        before = looked
+    assert edge.forget_peer("hub", True) == (2_000, 6_000)
