@@ -65,7 +65,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def test_alert_rules_are_valid() -> None:
-    assert "18 rules found" in promtool("check", "rules", ALERTS)
+    assert "19 rules found" in promtool("check", "rules", ALERTS)
 
 
 def test_each_alert_fires_when_it_should_and_not_before() -> None:
