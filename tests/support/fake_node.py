@@ -91,6 +91,7 @@ class FakeNode:
         self.log = MemoryLog(self.name, Random(7), delayed=delayed, clock=clock.seconds)
         self.starting = False
         self.stopping = False
+        self.drain = SimpleNamespace(active=False)
         self.links = FakeLinks()
         self.published: list[NewRecords] = []
         self.counts: Counter[tuple[str, str]] = Counter()
