@@ -165,11 +165,13 @@ class SegmentSet:
             return
         with suppress(CorruptSegment, OSError):
             stop = segment.size if end is None else end.at
-            for frame in walk(self.path(segment), block.at, stop, self._seed):
-                if frame.kind == BATCH:
-                    batch = batch_of(frame, segment.node, segment.log)[0]
-                    if batch.count:
-                        yield batch
+            frames = walk(self.path(segment), block.at, stop, self._seed)
+            batches = (
+                batch_of(frame, segment.node, segment.log)[0]
+                for frame in frames
+                if frame.kind == BATCH
+            )
+            yield from (batch for batch in batches if batch.count)
 
 
 def _part(batches: Iterable[Batch], position: int) -> Iterator[tuple[str, int, int]]:
