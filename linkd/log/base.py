@@ -401,8 +401,11 @@ class Log(ABC):
         """Return from which offset on the log occupies at most `size` bytes, in whole files."""
 
     @abstractmethod
-    def holds(self, first: int, next: int, wants: Callable[[str], bool]) -> bool:
-        """Return whether a record from `first` to `next` - 1 is on a channel in `wants`."""
+    def channels(self, first: int, next: int) -> Iterator[str]:
+        """Yield the channels of the records from `first` to `next` - 1.
+
+        As with `totals`, one may come many times, and the log may change between two steps.
+        """
 
     def owed(self, position: int) -> dict[str, tuple[int, int]]:
         """Return (records, bytes of records) by channel from `position` to the log's end.

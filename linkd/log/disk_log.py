@@ -618,9 +618,9 @@ class DiskLog(Log):
             first = segment.first
         return first
 
-    def holds(self, first: int, next: int, wants: Callable[[str], bool]) -> bool:
-        """Return whether a record in between is on a channel that `wants` takes."""
-        return self._segment_set.holds(first, next, wants, self._tail)
+    def channels(self, first: int, next: int) -> Iterator[str]:
+        """Yield the channels of the records in between, in short steps."""
+        return self._segment_set.channels(first, next, self._tail)
 
     def stamp_at(self, position: int) -> float | None:
         """Return about when the first record at or after `position` was stored."""

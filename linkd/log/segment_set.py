@@ -84,8 +84,8 @@ class SegmentSet:
                 for channel, (records, size) in tuple(block.totals.items()):
                     yield channel, records, size
 
-    def holds(self, first: int, next: int, wants: Callable[[str], bool], tail: TailCache) -> bool:
-        """Return whether a record from `first` to `next` - 1 is on a channel that `wants` takes.
+    def channels(self, first: int, next: int, tail: TailCache) -> Iterator[str]:
+        """Yield the channels of the records from `first` to `next` - 1.
 
         Where `next` is not the beginning of a segment, some records behind it count too.
         """
@@ -95,12 +95,10 @@ class SegmentSet:
             number = segment.block_of(first)
             if segment.blocks[number].offset < first:
                 batches = self._block(segment, number, tail)
-                if any(batch.next > first and wants(batch.channel) for batch in batches):
-                    return True
+                yield from (batch.channel for batch in batches if batch.next > first)
                 number += 1
-            if any(wants(channel) for block in segment.blocks[number:] for channel in block.totals):
-                return True
-        return False
+            for block in segment.blocks[number:]:
+                yield from tuple(block.totals)
 
     def records_below(self, position: int) -> int:
         """Return how many records the segments hold that lie below `position` as a whole."""

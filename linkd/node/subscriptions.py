@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import nsmallest
 from math import inf
 from operator import itemgetter
@@ -297,6 +297,9 @@ AGED_AT_ONCE = 250
 LOOKS = 4
 """Maximum number of lagging consumers that are compared with the log at a time."""
 
+LOOK_SECONDS = 0.005
+"""For so long at a time they are: a log of many channels takes longer, and goes on at the next."""
+
 
 class Subscriptions:
     """All followers of the log, and the named consumers among them.
@@ -318,6 +321,7 @@ class Subscriptions:
         self._followers: dict[Follower, None] = {}
         self._held: dict[Owned, Follower] = {}
         self._looked: dict[Owned, int] = {}
+        self._look: tuple[Consumer, int, Iterator[bool]] | None = None  # it is under way
         self._passed_over: set[Owned] = set()
         self._left_at: dict[Owned, float] = {}  # when the client of a temporary consumer left
         self._bounds: tuple[Config, dict[str, int | None]] | None = None
@@ -597,13 +601,38 @@ class Subscriptions:
                 self._passed_over.discard(consumer.key)
             if consumer.next < to and self._looked.get(consumer.key) != to:
                 lagging.append((consumer.next, to, consumer))
+        until = log.clock() + LOOK_SECONDS
         for first, to, consumer in nsmallest(LOOKS, lagging, key=itemgetter(0)):
-            self._looked[consumer.key] = to
-            if not log.holds(first, to, Patterns(consumer.patterns).match):
-                self._store.set_consumer(msgspec.structs.replace(consumer, next=to))
-            elif first < floors[consumer.owner] and consumer.key not in self._passed_over:
-                self._passed_over.add(consumer.key)
-                self._tell_passed_over(consumer, floors[consumer.owner])
+            if not self._finish_look(floors, until):
+                return
+            if self._looked.get(consumer.key) != to:
+                matches = map(Patterns(consumer.patterns).match, log.channels(first, to))
+                self._look = (consumer, to, matches)
+        self._finish_look(floors, until)
+
+    def _finish_look(self, floors: dict[str, int], until: float) -> bool:
+        """Go on comparing a consumer with the log; return whether that is over."""
+        if self._look is None:
+            return True
+        consumer, to, matches = self._look
+        for found in matches:
+            if found:
+                break
+            if self._log.clock() >= until:
+                return False
+        else:
+            found = False
+        self._look, key = None, consumer.key
+        known = self._store.consumers().get(key)
+        if known is None or (known.next, known.patterns) != (consumer.next, consumer.patterns):
+            return True
+        self._looked[key] = to
+        if not found:
+            self._store.set_consumer(msgspec.structs.replace(known, next=to))
+        elif known.next < floors[known.owner] and key not in self._passed_over:
+            self._passed_over.add(key)
+            self._tell_passed_over(known, floors[known.owner])
+        return True
 
     def _log_event(
         self, level: str, event: str, key: Owned, **fields: str | int | float | None

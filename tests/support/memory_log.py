@@ -163,10 +163,9 @@ class MemoryLog(Log):
             first = batch.offset
         return first
 
-    def holds(self, first: int, next: int, wants: Callable[[str], bool]) -> bool:
-        """Return whether a record in between is on a channel that `wants` takes."""
-        batches = self._tail.behind(first)
-        return any(wants(batch.channel) for batch in batches if batch.offset < next)
+    def channels(self, first: int, next: int) -> Iterator[str]:
+        """Yield the channels of the records in between."""
+        return (batch.channel for batch in self._tail.behind(first) if batch.offset < next)
 
     def stamp_at(self, position: int) -> float | None:
         """Return when the first record at or after `position` was stored."""

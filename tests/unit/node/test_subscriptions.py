@@ -4,6 +4,7 @@ Named consumers: whose they are, how they age, and how much of the log they keep
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -592,6 +593,37 @@ def test_many_that_lag_are_looked_at_a_few_at_a_time(node: FakeNode) -> None:
     assert sum(one.next == 1 for one in node.subscriptions.consumers()) == 1
     node.subscriptions.move_on()
     assert all(one.next > 1 for one in node.subscriptions.consumers())
+
+
+def test_a_long_look_takes_a_few_ms_at_a_time(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound(node, 100_000)
+    for name in ("acked", "deleted", "found", "quiet"):
+        make(node, ("shop", name), "x" if name == "found" else "quiet")
+    publish(node, "orders", 60)
+    looked = 0
+
+    def channels(first: int, next: int) -> Iterator[str]:
+        nonlocal looked
+        for channel in ["orders"] * 400 + ["x"]:
+            looked, node.clock.rightNow = looked + 1, node.clock.rightNow + 0.0001
+            yield channel
+
+    monkeypatch.setattr(node.log, "channels", channels)
+    for number in range(50):
+        before = looked
+        node.subscriptions.move_on()
+        assert looked - before <= 52
+        if number == 0:
+            node.ack(("shop", "acked"), 50)
+        if number == 10:
+            node.forget(("shop", "deleted"))
+    left = {one.name: one.next for one in node.subscriptions.consumers()}
+    assert left == {"acked": 50, "found": 1, "quiet": left["quiet"]}
+    assert 1 < left["quiet"] < 50
+    assert [one["consumer"] for one in events(node, "consumer.passed-over")] == ["found"]
+    assert looked < 2000
 
 
 def test_what_is_deleted_is_looked_at_anew_when_it_is_made_again(node: FakeNode) -> None:
