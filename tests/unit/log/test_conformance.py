@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.errors import BadRecord, Gap, OutOfStep, SequenceUnproven
+from linkd.errors import BadRecord, Gap, LogFull, OutOfStep, SequenceUnproven
 from linkd.log.base import MAX_NOTICES
 from linkd.log.interface import Appended
 from linkd.log.producers import MAX_HOLES
@@ -440,3 +440,19 @@ def test_totals_from_within_a_batch_take_its_part(bench: Any) -> None:
     size = len(draft(b"a").records)
     counted = [one for one in bench.log.totals(3) if one[1]]
     assert counted == [("x", 1, size), ("orders", 1, size)]
+
+
+def test_a_repeat_is_answered_although_it_may_not_be_stored(bench: Any) -> None:
+    full = LogFull("no room")
+    append(bench, draft(b"a", ids=("x",)))
+    got: list[Any] = []
+    first = draft(b"a", ids=("x",))
+    malformed = msgspec.structs.replace(first, ids=("x", "x"))
+    for again in (first, draft(b"b", ids=("y",)), malformed):
+        bench.log.refuse(again, got.append, full)
+    assert got == [Appended(1, 0, True), full, full]
+    order: list[Any] = []
+    bench.log.append(draft(b"c", ids=("c",)), order.append)
+    bench.log.refuse(draft(b"c", ids=("c",)), order.append, full)
+    bench.until(lambda: len(order) == 2)
+    assert order == [Appended(2, 1), Appended(2, 0, True)]
