@@ -217,6 +217,10 @@ A crowd of peers makes it about 0.1 s late; so does a machine that others use to
 processor time would give strangers more than theirs.
 """
 
+LEAST_STRANGERS: Final = 5.0
+"""Handshakes a second of strangers that a late event loop takes too: at a hub that is always busy
+a peer with a new address must come in as well."""
+
 SHED_SECONDS: Final = 10.0
 """Strangers are dropped without an answer while so many wait that it takes this long."""
 
@@ -332,6 +336,11 @@ class _Bucket:
             return 0.0
         return self.turns.promise(rate, now, wanted - self.tokens)
 
+    def has_token(self, rate: float, now: float) -> bool:
+        """Return whether one could be taken."""
+        self._refill(max(1.0, rate), rate, now)
+        return self.tokens >= 1.0
+
     def spend(self, rate: float, now: float) -> None:
         """Take a token where there is one; strangers then find fewer."""
         self._refill(max(1.0, rate), rate, now)
@@ -366,6 +375,7 @@ class ConnectionLimiter:
         self._counts: dict[str, int] = {}
         self._all: _Bucket | None = None
         self._late = _Turns(0.0)
+        self._least = _Bucket(LEAST_STRANGERS, 0.0)
         self._rates: dict[str, _Bucket] = {}
 
     @property
@@ -392,7 +402,7 @@ class ConnectionLimiter:
         """
         if not self.greeted or self.greeted.peers_at(origin(address)):
             return False
-        if lateness >= LATE_FOR_STRANGERS:
+        if lateness >= LATE_FOR_STRANGERS and not self._least.has_token(LEAST_STRANGERS, now):
             return True
         waiting = 0.0 if self._all is None else self._all.turns.waiting(self._pace, now)
         return waiting >= SHED_SECONDS * self._pace
@@ -502,13 +512,17 @@ class ConnectionLimiter:
 
     def _wait(self, is_peer: bool, is_fresh: bool, now: float, lateness: float) -> Wait | None:
         """Count a handshake of an address of a peer, or of a stranger, among all."""
-        if lateness >= (LATE_FOR_PEERS if is_peer else LATE_FOR_STRANGERS):
+        is_known = is_peer or not self.greeted  # a hub without greeted peers has none to prefer
+        if is_known:
+            is_late = lateness >= LATE_FOR_PEERS
+        else:
+            is_late = lateness >= LATE_FOR_STRANGERS and self._least.take(LEAST_STRANGERS, now) > 0
+        if is_late:
             seconds = self._late.promise(self.rate, now)
             return Wait(f"the event loop is {lateness:.1f} s late", seconds)
         pace = self._pace
         if self._all is None:
             self._all = _Bucket(max(1.0, pace), now)
-        is_known = is_peer or not self.greeted  # a hub without greeted peers has none to prefer
         keep = 0.0 if is_known else RESERVED * (1 if is_fresh else 2)
         if is_peer and self.limits.handshakes_per_second is None:
             self._all.spend(pace, now)

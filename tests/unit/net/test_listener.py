@@ -9,6 +9,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 
+from linkd.net.admission import LEAST_STRANGERS
 from linkd.net.listener import Listener, Newcomer, Newcomers
 from tests.support.net_lab import Nodes, settings
 from tests.support.pipe import Pipe
@@ -114,6 +115,8 @@ def test_a_late_loop_drops_strangers_and_takes_peers(door: Door) -> None:
     door.listener.lateness = lambda: 0.5
     door.come()  # nobody is known yet
     door.listener.admission.greeted.greeted("edge", "192.0.2.2", 0.0)
+    for number in range(int(LEAST_STRANGERS)):
+        door.listener.admission.ask(f"198.51.100.{number}", door.clock.seconds(), 0.5)
     assert door.newcomers.buildProtocol(HERE) is None
     assert door.listener.refusals == {"busy": 1}
     assert "strangers are dropped" in door.lines[0][1]["detail"]
