@@ -171,7 +171,7 @@ class LineSink(io.TextIOBase):
             with self._changed:
                 while not self._queue:
                     self._changed.wait()
-            time.sleep(_GATHER_SECONDS)
+                self._changed.wait(_GATHER_SECONDS)
             if self._is_ready(None):
                 self._write_piece(None)
 
