@@ -393,7 +393,7 @@ def test_a_drill_that_cannot_be_carried_out_has_failed(
         raise DrillFailed("no room")
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr("linkd.drill.testbed.Testbed._prepare", refuse)
+    monkeypatch.setattr("linkd.drill.testbed.Testbed.start_all", refuse)
     assert main(["-c", str(config), "drill", "--lab", "reset", "kill"]) == 1
     said = capsys.readouterr().out
     assert said.count("it could not be carried out: no room") == 2
