@@ -265,14 +265,14 @@ async def test_what_consumers_have_yet_to_read_is_counted_in_slices(
     assert await pending() == {"of-all": 200, "of-nothing": 0, "of-one": 1}
     monkeypatch.setattr(served.node.log, "totals", lambda _: repeat(("c7", 1, 1)))
     monkeypatch.setattr(operations, "PENDING_SECONDS", 0.5)
-    counted, lates = ensureDeferred(pending()), []
+    counted, late_times = ensureDeferred(pending()), []
     while not counted.called:
         before = time.monotonic()
         await pause(0)
-        lates.append(time.monotonic() - before)
+        late_times.append(time.monotonic() - before)
     assert await counted == {"of-all": None, "of-nothing": 0, "of-one": None}
-    assert len(lates) > 10
-    assert sorted(lates)[len(lates) // 2] < 0.05
+    assert len(late_times) > 10
+    assert sorted(late_times)[len(late_times) // 2] < 0.05
 
 
 @pytest_twisted.ensureDeferred
