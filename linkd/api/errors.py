@@ -106,9 +106,13 @@ _KINDS: tuple[tuple[type[LinkdError], str], ...] = (
 
 
 def refusal_of(error: LinkdError) -> ApiError:
-    """Return the API error for one of linkd's errors."""
+    """Return the API error for one of linkd's errors.
+
+    It has no traceback: that refers to the frame, and a frame that keeps the error in a variable
+    would live, with the message that was refused, until the garbage collector finds both.
+    """
     if isinstance(error, ApiError):
-        return error
+        return error.with_traceback(None)
     for kind, word in _KINDS:
         if isinstance(error, kind):
             headers = {"Retry-After": "1"} if word == "unavailable" else None
