@@ -212,7 +212,12 @@ class LogSettings(Settings, frozen=True, kw_only=True):
     ] = 10_737_418_240
     max_age: Annotated[
         float,
-        _meta("Seconds after which a record that nobody is owed goes.", "restart", ge=60.0, le=1e9),
+        _meta(
+            "Seconds after which a record may be deleted, if no peer is still owed it.",
+            "restart",
+            ge=60.0,
+            le=1e9,
+        ),
     ] = 604_800.0
     min_free_bytes: Annotated[
         int,

@@ -21,7 +21,7 @@ _unwanted: tuple[Level, ...] = ()
 
 
 def leave_out(*levels: Level) -> None:
-    """Build no lines of these levels from now on: nobody writes them."""
+    """Skip events of these levels from now on: no observer writes them."""
     global _unwanted  # noqa: PLW0603 - as the log, it is one for the process
     _unwanted = levels
 

@@ -229,7 +229,7 @@ class Retention:
             segments: All of them, oldest first.
             size: Bytes of all, and of what is under way.
             free: Bytes that the disk has left, or soon will have.
-            oldest: What is owed to nobody goes if it was stored before, by the log's clock.
+            oldest: Records stored before this time of the log's clock go, if no peer is owed them.
         """
         count = 0
         for segment in segments[:-1]:

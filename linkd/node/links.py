@@ -149,7 +149,7 @@ class AbsentPeers:
             )
 
     def count(self, name: str) -> Iterator[None]:
-        """Count anew what an absent peer is owed, in short steps.
+        """Count again what an absent peer is owed, in short steps.
 
         Raises:
             KeyError: No absent peer has that name.

@@ -307,7 +307,7 @@ class Node:
         self.links.trimmed(first)
 
     def count_absent(self, peer: str) -> Iterator[None]:
-        """Count anew, in short steps, what a peer without an entry is owed.
+        """Count again, in short steps, what a peer without an entry is owed.
 
         Raises:
             KeyError: No such peer.

@@ -313,7 +313,7 @@ class Consumer {
     this._again();
   }
 
-  /** Everything below `next` is done: tell the node at once when at rest, else soon. @param {number} next */
+  /** Everything below `next` is done: acknowledge at once if nothing waits, else within `ACK_SECONDS`. @param {number} next */
   _finished(next) {
     this._done = next;
     if (this._waiting.length === 0 || now() - this._ackedAt >= ACK_SECONDS) this._ack();
