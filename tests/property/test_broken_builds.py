@@ -84,12 +84,7 @@ def test_the_build_as_it_is_takes_over() -> None:
 
 def comes_back() -> bool:
     """Tell whether an edge that has lost its connection is back while the hub still holds it."""
-    net = FakeNet()
-    net.node("hub", EDGE)
-    net.node("edge", HUB)
-    for node in net.nodes.values():
-        node.start()
-    net.run(0.1)
+    net = FakeNet.linked(EDGE, HUB)
     dead = net.nodes["edge"].link("hub").connection
     dead.other.other = None  # the hub hears nothing of the end
     dead.end("silence", "cut by the test")

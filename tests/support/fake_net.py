@@ -161,6 +161,17 @@ class FakeNet:
         self.boots: dict[LinkDriver, str] = {}
         self.ends: list[FakeConnection] = []
 
+    @classmethod
+    def linked(cls, edge: PeerSettings, hub: PeerSettings) -> FakeNet:
+        """Return a hub with this edge and an edge with this hub, just linked."""
+        net = cls()
+        net.node("hub", edge)
+        net.node("edge", hub)
+        for node in net.nodes.values():
+            node.start()
+        net.run(0.1)
+        return net
+
     def node(self, name: str, *peers: PeerSettings, **sections: object) -> Node:
         config = Config(
             node=NodeSettings(name=name), heartbeat=HeartbeatSettings(), peers=peers, **sections

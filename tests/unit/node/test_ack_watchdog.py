@@ -17,13 +17,7 @@ HUB = PeerSettings(name="hub", dial=("ws://hub/link",), send=("up",))
 
 @pytest.fixture
 def net() -> FakeNet:
-    net = FakeNet()
-    net.node("hub", EDGE)
-    net.node("edge", HUB)
-    for node in net.nodes.values():
-        node.start()
-    net.run(0.1)
-    return net
+    return FakeNet.linked(EDGE, HUB)
 
 
 @pytest.fixture

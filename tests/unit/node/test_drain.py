@@ -17,12 +17,7 @@ HUB = PeerSettings(name="hub", dial=("ws://hub/link",), send=("orders",), receiv
 @pytest.fixture
 def net() -> FakeNet:
     """An edge and its hub, linked."""
-    net = FakeNet()
-    net.node("hub", EDGE)
-    net.node("edge", HUB)
-    for node in net.nodes.values():
-        node.start()
-    net.run(0.1)
+    net = FakeNet.linked(EDGE, HUB)
     assert net.nodes["hub"].links.summary() == (1, [])
     return net
 

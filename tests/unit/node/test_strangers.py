@@ -51,13 +51,7 @@ def test_strangers_do_not_push_out_a_second_host_with_a_peer_s_name() -> None:
 
 @pytest.fixture
 def net() -> FakeNet:
-    net = FakeNet()
-    net.node("hub", EDGE)
-    net.node("edge", HUB)
-    for node in net.nodes.values():
-        node.start()
-    net.run(0.1)
-    return net
+    return FakeNet.linked(EDGE, HUB)
 
 
 def test_status_and_check_name_a_second_host(net: FakeNet) -> None:
