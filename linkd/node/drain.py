@@ -87,13 +87,13 @@ class Drain:
             links=len(self._unsettled),
             detail=f"no new links; links end once acknowledged, within {timeout:g} s",
         )
-        self._look()
+        self._poll()
 
     def undo(self) -> None:
         """Take links again, and start dialing; nothing happens if the node does not drain."""
         if self._began is None:
             return
-        self._stop_looking()
+        self._stop_polling()
         self._began = None
         self._unsettled = {}
         ended, self._has_ended_links = self._has_ended_links, False
@@ -104,8 +104,8 @@ class Drain:
                 driver.start()
 
     def stop(self) -> None:
-        """Stop looking: the node stops."""
-        self._stop_looking()
+        """Stop polling: the node stops."""
+        self._stop_polling()
 
     def status(self) -> DrainStatus:
         """Return how far the drain is."""
@@ -121,7 +121,7 @@ class Drain:
             owed_records=sum(driver.replicator.session.outbound.owed_records for driver in drivers),
         )
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """End the links once all are settled or the time is up; then wait until they are gone."""
         self._timer = None
         assert self._began is not None  # `undo` cancels the timer
@@ -140,7 +140,7 @@ class Drain:
                 detail="all links have ended; dialers get 503 with Retry-After",
             )
             return
-        self._timer = self._clock.callLater(POLL_SECONDS, self._look)
+        self._timer = self._clock.callLater(POLL_SECONDS, self._poll)
 
     def _is_settled(self, driver: LinkDriver) -> bool:
         """Return whether both ends have acknowledged what was owed when the drain began."""
@@ -162,7 +162,7 @@ class Drain:
         for driver in tuple(self._node.links.drivers.values()):
             driver.stop(detail, self._retry_after)
 
-    def _stop_looking(self) -> None:
+    def _stop_polling(self) -> None:
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()

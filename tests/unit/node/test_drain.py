@@ -190,7 +190,7 @@ def test_a_peer_that_a_reload_removes_is_not_waited_for(net: FakeNet) -> None:
     assert hub.drain.status().done
 
 
-def test_a_node_that_stops_looks_no_more(net: FakeNet) -> None:
+def test_a_node_that_stops_polls_no_more(net: FakeNet) -> None:
     hub = net.nodes["hub"]
     for end in net.ends:
         end.stuck = True
