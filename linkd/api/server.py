@@ -50,7 +50,7 @@ from linkd.host import listen_error, remove_stale_socket
 from linkd.log.interface import UNOWNED, Consumer, Owned
 from linkd.net.rate_limit import FairShare
 from linkd.net.timers import cancel
-from linkd.net.tls import ServerTls
+from linkd.net.tls import ServerTls, TlsFactory
 from linkd.node.node import Node
 from linkd.node.subscriptions import Follower, Sink, Start
 from linkd.status import LinkStatus
@@ -246,7 +246,9 @@ class ApiServer:
             port = self.reactor.listenTCP(number, self._site(), interface=host)
         else:
             self._tls.watch(self.reactor)
-            port = self.reactor.listenSSL(number, self._site(), self._tls, interface=host)
+            tls: Any = self._tls  # Twisted's interfaces are declared at run time
+            site = TlsFactory(tls, False, self._site())
+            port = self.reactor.listenTCP(number, site, interface=host)
         self._ports.append(port)
         got = port.getHost()
         events.emit("api.started", address=f"{got.host}:{got.port}", tls=self._tls is not None)

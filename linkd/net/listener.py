@@ -17,7 +17,6 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.tcp import Port
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from linkd.clock import wall
@@ -33,7 +32,7 @@ from linkd.net.auth import NONCE_LIFETIME, Nonces, SecretCache, prove, verify
 from linkd.net.connection import ABORT_AFTER, Connection, Nodes, Post
 from linkd.net.linux import every_address, format_address, peer_of
 from linkd.net.timers import ExactTimer, PingedSilence, cancel, lateness
-from linkd.net.tls import ServerTls, certificate_expires, peer_names
+from linkd.net.tls import ServerTls, TlsFactory, certificate_expires, peer_names
 from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerFactory, ServerProtocol
 from linkd.protocol.peer import (
     MAX_MESSAGE_BYTES,
@@ -639,7 +638,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
             raise ConfigError(f"listen.address: {error}, got {listen.address!r}") from None
         tls: Any = self.tls
         newcomers = Newcomers(self)
-        factory = newcomers if tls is None else TLSMemoryBIOFactory(tls, False, newcomers)
+        factory = newcomers if tls is None else TlsFactory(tls, False, newcomers)
         try:
             interface = host or every_address()
             self._port = PacedPort(self.admission, port, factory, BACKLOG, interface, self.reactor)

@@ -15,13 +15,14 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import (
+    IAddress,
     IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
     IReactorTime,
 )
 from twisted.internet.ssl import CertificateOptions, TLSVersion
 from twisted.internet.task import LoopingCall
-from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -211,6 +212,23 @@ class _Verdict(NamedTuple):
     number: int
     depth: int
     names: list[str]
+
+
+class TlsFactory(TLSMemoryBIOFactory):
+    """Speaks TLS on accepted connections; one that the wrapped factory refuses is closed.
+
+    Twisted's own would wrap the None of a refusal: the socket stayed open, in no table and without
+    a time-out, until the other end closed it.
+    """
+
+    noisy = False
+
+    def buildProtocol(  # type: ignore[override]  # as of any factory
+        self, addr: IAddress | None
+    ) -> TLSMemoryBIOProtocol | None:
+        """Return the protocol of a connection, or None to close it."""
+        inner = self.wrappedFactory.buildProtocol(addr)
+        return None if inner is None else self.protocol(self, inner)
 
 
 @implementer(IOpenSSLServerConnectionCreator)

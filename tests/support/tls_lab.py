@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 
 from linkd.config import ListenSettings, PeerSettings
 from linkd.errors import AttemptFailed
-from linkd.net.tls import ClientTls, ServerTls, client_context, peer_names
+from linkd.net.tls import ClientTls, ServerTls, TlsFactory, client_context, peer_names
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -129,7 +129,7 @@ class Listener(Factory):
         self.tls = tls
         self.ends: list[EchoEnd] = []
         self.port: Port = reactor.listenTCP(  # type: ignore[attr-defined]
-            0, TLSMemoryBIOFactory(tls, False, self), interface="127.0.0.1"
+            0, TlsFactory(cast(Any, tls), False, self), interface="127.0.0.1"
         )
 
     @property

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trustme
 from cryptography import x509
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionLost
+from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
@@ -23,7 +26,7 @@ from linkd.net.certificates import (
     load_revocation_lists,
     names_host,
 )
-from linkd.net.tls import ServerTls, certificate_expires, client_context, peer_names
+from linkd.net.tls import ServerTls, TlsFactory, certificate_expires, client_context, peer_names
 from tests.support import tls_lab
 from tests.support.tls_lab import Files, Pair, at
 
@@ -278,3 +281,12 @@ def test_files_that_cannot_be_used_are_complained_of_once_and_tried_again(
     assert lines == ["tls.reload-failed", "tls.loaded"]
     tls.check()
     assert lines == ["tls.reload-failed", "tls.loaded"]
+
+
+def test_a_connection_that_the_wrapped_factory_refuses_is_closed(pair: Pair) -> None:
+    """Twisted's own wraps the None: the socket stayed open until the other end closed it."""
+    listening: Any = pair.listen()
+    refuses: Any = SimpleNamespace(buildProtocol=lambda _: None)
+    assert TlsFactory(listening, False, refuses).buildProtocol(None) is None
+    takes: Any = SimpleNamespace(buildProtocol=lambda _: Protocol())
+    assert TlsFactory(listening, False, takes).buildProtocol(None) is not None
