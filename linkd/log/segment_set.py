@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -78,7 +78,8 @@ class SegmentSet:
         for segment in self._behind(position):
             number = segment.block_of(position)
             if segment.blocks[number].offset < position:
-                yield from _part(self._block(segment, number, tail), position)
+                with suppress(CorruptSegment, OSError):
+                    yield from self._part(segment, number, position, tail)
                 number += 1
             for block in segment.blocks[number:]:
                 for channel, (records, size) in tuple(block.totals.items()):
@@ -94,9 +95,12 @@ class SegmentSet:
                 break
             number = segment.block_of(first)
             if segment.blocks[number].offset < first:
-                batches = self._block(segment, number, tail)
-                yield from (batch.channel for batch in batches if batch.next > first)
-                number += 1
+                try:
+                    part = self._part(segment, number, first, tail)
+                    yield from (channel for channel, records, _ in part if records)
+                    number += 1
+                except (CorruptSegment, OSError):
+                    pass  # all of the block counts: too few channels would cost records
             for block in segment.blocks[number:]:
                 yield from tuple(block.totals)
 
@@ -153,33 +157,39 @@ class SegmentSet:
         behind = [segment for segment in self.segments[number:] if segment.next > position]
         return [segment for segment in behind if segment.blocks]
 
+    def _part(
+        self, segment: Index, number: int, position: int, tail: TailCache
+    ) -> Iterator[tuple[str, int, int]]:
+        """Yield (channel, records, bytes) of each batch of a block, 0 below `position`.
+
+        Raises:
+            CorruptSegment, OSError: It can't be read.
+        """
+        for batch in self._block(segment, number, tail):
+            count, size = batch.count, len(batch.records)
+            if batch.offset < position:
+                count = max(0, batch.next - position)
+                size = size * count // batch.count
+            yield batch.channel, count, size
+
     def _block(self, segment: Index, number: int, tail: TailCache) -> Iterator[Batch]:
-        """Yield the batches of a block, up to the first that can't be read."""
+        """Yield the batches of a block.
+
+        Raises:
+            CorruptSegment, OSError: It can't be read.
+        """
         block = segment.blocks[number]
         end = segment.blocks[number + 1] if number + 1 < len(segment.blocks) else None
         if block.offset >= tail.first:
             stop = segment.next if end is None else end.offset
             yield from tail.behind(block.offset, stop)
             return
-        with suppress(CorruptSegment, OSError):
-            stop = segment.size if end is None else end.at
-            frames = walk(self.path(segment), block.at, stop, self._seed)
-            batches = (
-                batch_of(frame, segment.node, segment.log)[0]
-                for frame in frames
-                if frame.kind == BATCH
-            )
-            yield from (batch for batch in batches if batch.count)
-
-
-def _part(batches: Iterable[Batch], position: int) -> Iterator[tuple[str, int, int]]:
-    """Yield (channel, records, bytes) of each batch's part at or after `position`, 0 of some."""
-    for batch in batches:
-        count, size = batch.count, len(batch.records)
-        if batch.offset < position:
-            count = max(0, batch.next - position)
-            size = size * count // batch.count
-        yield batch.channel, count, size
+        stop = segment.size if end is None else end.at
+        for frame in walk(self.path(segment), block.at, stop, self._seed):
+            if frame.kind == BATCH:
+                batch = batch_of(frame, segment.node, segment.log)[0]
+                if batch.count:
+                    yield batch
 
 
 def _first(segment: Index) -> int:

@@ -617,6 +617,28 @@ def test_totals_of_what_memory_no_longer_has(
     assert 20 < log.owed(2)["orders"][0] < 29
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "too many"), CorruptSegment(Path("x.log"), 0)]
+)
+def test_a_block_that_cannot_be_read_counts_as_holding_all_its_channels(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It held none: a consumer was moved over the records that it had yet to read."""
+    for number in range(30):
+        append(bench, draft(b"%06d" % number + bytes(100_000), time=1000.0 + number))
+    log = bench.restart()
+
+    def refuse(*_: Any) -> Iterator[Any]:
+        raise error
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr("linkd.log.segment_set.walk", refuse)
+        assert "orders" in list(log.channels(2, 3))
+        assert log.owed(2)["orders"][0] < 29
+    assert "orders" in list(log.channels(2, 3))
+
+
 def test_only_a_step_forward_of_what_is_owed_looks_for_room(bench: SegmentBench) -> None:
     fill(bench, 13)
     bench.log.release(5)
