@@ -306,6 +306,9 @@ class SqliteCursorStore(CursorStore):
         db = self._open(fresh, is_new=True)
         try:
             _put(db, rows)
+            (journal,) = next(db.execute("pragma journal_mode = delete"))
+            if journal != "delete":  # rows in a WAL file of the old name would be lost
+                raise apsw.FullError("its write-ahead log could not be merged")
         finally:
             db.close()
         _unlink(self._path)

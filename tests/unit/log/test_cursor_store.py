@@ -233,6 +233,56 @@ def test_a_rebuilding_that_is_cut_off_is_done_again(
     assert len(pair.cursors.consumers()) == 600
 
 
+class Unmerged:
+    """A connection whose write-ahead log stays: the disk has no room for the rows in the file."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+
+    def execute(self, statement: str) -> Any:
+        stays = statement == "pragma journal_mode = delete"
+        return iter([("wal",)]) if stays else self._db.execute(statement)
+
+    def executemany(self, *more: Any) -> Any:
+        return self._db.executemany(*more)
+
+    def __enter__(self) -> Any:
+        return self._db.__enter__()
+
+    def __exit__(self, *why: Any) -> Any:
+        return self._db.__exit__(*why)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def test_a_new_file_whose_rows_are_beside_it_gets_no_name(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows stayed in the write-ahead log of the old name, and were lost."""
+    change(pair)
+    pair.close()
+    path = pair.folder / "cursors.db"
+    path.write_bytes(b"rubbish" * 1000)
+    opened = SqliteCursorStore._open
+
+    def unmerged(store: SqliteCursorStore, path: Path, is_new: bool) -> Any:
+        db = opened(store, path, is_new)
+        return Unmerged(db) if path.name.endswith(".new") else db
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteCursorStore, "_open", unmerged)
+        log: Any = open_log(LogSettings(), pair.folder, "edge", pair.turns.post)
+        with pytest.raises(LogDamaged, match="make room"):
+            open_cursors(log, pair.folder, pair.turns.post)
+        ended: list[bool] = []
+        log.close(partial(ended.append, True))
+        pair.until(lambda: ended)
+    assert not path.exists()
+    pair.open()
+    assert [notice.event for notice in pair.cursors.notices] == ["cursors.rebuilt"]
+
+
 def test_rows_are_written_in_the_order_of_the_calls(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
