@@ -96,11 +96,11 @@ class Drain:
         self._stop_polling()
         self._began = None
         self._unsettled = {}
-        ended, self._has_ended_links = self._has_ended_links, False
+        self._has_ended_links = False
         self._node.warnings.pop(_WARNING, None)
         self._node.log_event("info", "node.drain-undone", detail="links are taken again")
-        if ended:
-            for driver in tuple(self._node.links.drivers.values()):
+        for driver in tuple(self._node.links.drivers.values()):
+            if driver.link.state == "stopped":  # by the drain, or added by a reload meanwhile
                 driver.start()
 
     def stop(self) -> None:
@@ -144,7 +144,7 @@ class Drain:
 
     def _is_settled(self, driver: LinkDriver) -> bool:
         """Return whether both ends have acknowledged what was owed when the drain began."""
-        if driver.connection is None or driver.link.state != "up":
+        if driver.connection is None or driver.link.state == "diverged":
             return True  # a diverged link acknowledges nothing
         sent, received = self._unsettled[driver]
         session = driver.replicator.session

@@ -200,3 +200,23 @@ def test_a_node_that_stops_polls_no_more(net: FakeNet) -> None:
     hub.stop("the test is over")
     net.run(1.0)
     assert not hub.drain.status().done
+
+
+def test_a_peer_that_a_reload_adds_while_links_still_end_is_dialed_after_the_undo(
+    net: FakeNet,
+) -> None:
+    """It stayed stopped for good, and no kick helped."""
+    edge = net.nodes["edge"]
+    net.node("other", EDGE).start()
+    for end in net.ends:
+        end.stuck = True
+    one_publish(edge, "orders", b"one")
+    edge.drain.begin(timeout=30.0, retry_after=1.0)
+    other = msgspec.structs.replace(HUB, name="other")
+    edge.reload(msgspec.structs.replace(edge.config, peers=(HUB, other)))
+    net.run(1.0)
+    assert edge.links.drivers["other"].link.state == "stopped"
+    edge.drain.undo()
+    net.run(0.1)
+    assert edge.links.drivers["other"].link.state != "stopped"
+    assert edge.links.drivers["hub"].link.state == "up"
