@@ -218,8 +218,8 @@ processor time would give strangers more than theirs.
 """
 
 LEAST_STRANGERS: Final = 5.0
-"""Handshakes a second of strangers that a late event loop takes too: at a hub that is always busy
-a peer with a new address must come in as well."""
+"""Handshakes a second of strangers that are served whatever else comes: a peer with a new address
+must come in at a hub that is always busy, too."""
 
 SHED_SECONDS: Final = 10.0
 """Strangers are dropped without an answer while so many wait that it takes this long."""
@@ -402,7 +402,9 @@ class ConnectionLimiter:
         """
         if not self.greeted or self.greeted.peers_at(origin(address)):
             return False
-        if lateness >= LATE_FOR_STRANGERS and not self._least.has_token(LEAST_STRANGERS, now):
+        if self._least.has_token(self._least_pace, now):
+            return False
+        if lateness >= LATE_FOR_STRANGERS:
             return True
         waiting = 0.0 if self._all is None else self._all.turns.waiting(self._pace, now)
         return waiting >= SHED_SECONDS * self._pace
@@ -420,6 +422,11 @@ class ConnectionLimiter:
         if cap is not None:
             return cap
         return self.greeted.handshakes_per_second * (STRANGERS_SHARE if self.greeted else 1.0)
+
+    @property
+    def _least_pace(self) -> float:
+        """The handshakes a second of strangers that need no other token."""
+        return min(LEAST_STRANGERS, self._pace * RESERVED)
 
     def enter(self, address: str, push_out: Callable[[str], None]) -> PendingSlot:
         """Give a newcomer a slot; where there is none, displace the oldest stranger.
@@ -513,16 +520,15 @@ class ConnectionLimiter:
     def _wait(self, is_peer: bool, is_fresh: bool, now: float, lateness: float) -> Wait | None:
         """Count a handshake of an address of a peer, or of a stranger, among all."""
         is_known = is_peer or not self.greeted  # a hub without greeted peers has none to prefer
-        if is_known:
-            is_late = lateness >= LATE_FOR_PEERS
-        else:
-            is_late = lateness >= LATE_FOR_STRANGERS and self._least.take(LEAST_STRANGERS, now) > 0
-        if is_late:
-            seconds = self._late.promise(self.rate, now)
-            return Wait(f"the event loop is {lateness:.1f} s late", seconds)
         pace = self._pace
         if self._all is None:
             self._all = _Bucket(max(1.0, pace), now)
+        if not is_known and is_fresh and not self._least.take(self._least_pace, now):
+            self._all.spend(pace, now)
+            return None
+        if lateness >= (LATE_FOR_PEERS if is_known else LATE_FOR_STRANGERS):
+            seconds = self._late.promise(self.rate, now)
+            return Wait(f"the event loop is {lateness:.1f} s late", seconds)
         keep = 0.0 if is_known else RESERVED * (1 if is_fresh else 2)
         if is_peer and self.limits.handshakes_per_second is None:
             self._all.spend(pace, now)

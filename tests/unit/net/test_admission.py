@@ -308,8 +308,9 @@ def test_without_a_cap_peers_come_as_fast_as_they_do_and_strangers_bounded() -> 
     door = Door({f"192.0.2.{number}": 1 for number in range(200)})
     rate = door.admission.ask
     assert all(rate(f"192.0.2.{number}", 10.0) is None for number in range(200) for _ in range(9))
-    strangers = [rate(f"198.51.100.{number}", 10.0) for number in range(100)]
-    assert None not in strangers  # the peers have spent all tokens
+    strangers = [rate(f"198.51.100.{number}", 10.0) is None for number in range(100)]
+    # The peers have spent all tokens but those few that are the strangers' own.
+    assert strangers == [True] * int(LEAST_STRANGERS) + [False] * (100 - int(LEAST_STRANGERS))
     later = [rate(f"203.0.113.{number}", 12.0) is None for number in range(200)]
     assert sum(later) == ASSUMED_RATE * STRANGERS_SHARE * (1 - RESERVED) // 1
 
@@ -351,8 +352,28 @@ def test_strangers_are_dropped_where_too_many_wait() -> None:
         door.admission.ask(f"198.51.{number // 250}.{number % 250}", 10.0)
     assert shed("198.51.100.1", 10.0, 0.0)
     assert not shed("192.0.2.1", 10.0, 0.0)
+    for number in range(int(LEAST_STRANGERS)):
+        assert not shed("198.51.100.1", 10.0 + 10.0, 0.0)
+        assert door.admission.ask(f"203.0.113.{number}", 10.0 + 10.0) is None
     assert shed("198.51.100.1", 10.0 + 10.0, 0.0)
     assert not shed("198.51.100.1", 10.0 + 20.0, 0.0)
+
+
+def test_a_new_address_comes_in_beside_a_crowd_of_peers_that_never_ends() -> None:
+    """Peers behind one address took all tokens: a peer that had moved stayed out for ever."""
+    door = Door({"192.0.2.1": 300})
+    for tenth in range(100):
+        now = 10.0 + tenth / 10
+        for _ in range(20):
+            door.admission.ask("192.0.2.1", now)
+        if tenth % 15 == 0:
+            assert door.admission.ask(f"198.51.100.{tenth}", now, 0.05) is None
+
+
+def test_a_cap_holds_for_strangers_too() -> None:
+    door = Door({"192.0.2.1": 5}, handshakes_per_second=8.0)
+    asked = [door.admission.ask(f"198.51.100.{number}", 10.0) is None for number in range(20)]
+    assert sum(asked) <= 8
 
 
 @pytest.mark.parametrize(("cap", "rate"), [(None, ASSUMED_RATE), (50.0, 50.0), (9e5, ASSUMED_RATE)])
