@@ -185,11 +185,12 @@ class SegmentSet:
             yield from tail.behind(block.offset, stop)
             return
         stop = segment.size if end is None else end.at
-        for frame in walk(self.path(segment), block.at, stop, self._seed):
-            if frame.kind == BATCH:
-                batch = batch_of(frame, segment.node, segment.log)[0]
-                if batch.count:
-                    yield batch
+        batches = (
+            batch_of(frame, segment.node, segment.log)[0]
+            for frame in walk(self.path(segment), block.at, stop, self._seed)
+            if frame.kind == BATCH
+        )
+        yield from (batch for batch in batches if batch.count)
 
 
 def _first(segment: Index) -> int:
