@@ -143,13 +143,13 @@ class Caller:
         )
 
     @property
-    def sees_names_of(self) -> str | None:
+    def visible_owner(self) -> str | None:
         """Whose lasting names it may see in status, events and metrics; None: everybody's."""
         return None if self.operator else "" if self.narrowing else self.name
 
-    def hears(self, event: Event) -> bool:
+    def may_see_event(self, event: Event) -> bool:
         """Return whether the caller may see an event."""
-        return event.owner is None or self.sees_names_of in (None, event.owner)
+        return event.owner is None or self.visible_owner in (None, event.owner)
 
     def may_read(self, patterns: Iterable[str]) -> bool:
         """Return whether the caller may read all that the patterns select."""
@@ -208,7 +208,7 @@ COOKIE = "linkd_session"
 SESSION_KEY_FILE = "session.key"
 ENDED_SESSIONS_FILE = "sessions.ended"
 MAX_ENDED = 1000
-"""So many ended sessions are remembered of each key."""
+"""Ended sessions that are remembered of each key."""
 
 
 class _Session(msgspec.Struct, array_like=True, frozen=True):
@@ -238,7 +238,7 @@ class _Token(msgspec.Struct, frozen=True):
 
 
 class Keyring:
-    """All that lets callers in over `http`.
+    """The keys, tokens and cookie sessions that are accepted over `http`.
 
     Args:
         config: Names the key files; `reload` reads them again.
@@ -246,7 +246,7 @@ class Keyring:
         wall: Unix seconds, for the cookies, which outlive a restart.
 
     Raises:
-        ConfigError: A key's file cannot be read, or holds no fit secret.
+        ConfigError: A key's file cannot be read, or holds no usable secret.
     """
 
     def __init__(
@@ -302,7 +302,7 @@ class Keyring:
     def issue(self, caller: Caller, patterns: tuple[str, ...]) -> str:
         """Return a fresh token: good once, for 30 s, for `caller` narrowed to `patterns`.
 
-        Where too many wait, the oldest of the key with the most goes.
+        If too many are waiting, the oldest token of the key with the most is dropped.
         """
         now = self._clock()
         while self._tokens and next(iter(self._tokens.values())).expires <= now:
@@ -363,13 +363,13 @@ class Keyring:
         return None if caller is None else _narrow(caller, session.patterns)
 
     def end_session(self, value: str) -> None:
-        """Let a cookie be good for nothing from now on, also after a restart."""
+        """Invalidate a session cookie, also across restarts."""
         session = self._session(value)
         if session is not None:
             self._ended.add(session.key, session.id, session.expires)
 
     def _session(self, value: str) -> _Session | None:
-        """Return what a cookie of ours has in it, as long as it is good."""
+        """Return the session in a cookie that we signed and that is still valid."""
         packed_text, _, signature = value.partition(".")
         try:
             packed, signed = _bytes(packed_text), _bytes(signature)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from linkd.node.node import Node
     from linkd.node.replicator import Measure
 
-SECONDS = (
+OUTAGE_BUCKETS = (
     *(0.5, 1.0, 2.0, 3.0, 5.0, 6.0, 7.5, 9.0, 10.5, 12.0, 15.0, 30.0, 60.0, 300.0, 1800.0),
     *(7200.0, 43_200.0),
 )
@@ -30,7 +30,7 @@ SECONDS = (
 FAST_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 AGE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0)
 PAGE_SECONDS = 1.0
-"""For so long the text that was made serves all who ask."""
+"""Seconds for which one rendered page serves all requests."""
 
 _Value = Callable[[LinkStatus], float | None]
 
@@ -191,12 +191,12 @@ class Metrics:
         self._noticed = PeerHistogram(
             "linkd_link_noticed_after_seconds",
             "From the last byte until the outage was noticed.",
-            SECONDS,
+            OUTAGE_BUCKETS,
         )
         self._down = PeerHistogram(
             "linkd_link_down_seconds",
             "From the last byte until the next connection was up.",
-            SECONDS,
+            OUTAGE_BUCKETS,
         )
         node.on_rose.append(self._down.observe)
         self._outages: Counter[tuple[str, str]] = Counter()

@@ -89,7 +89,7 @@ DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
 MAX_DRAIN_SECONDS = 3600.0
 
 PENDING_SECONDS = 1.0
-"""For so long one call may count what consumers have yet to read, in slices of its caller's turns.
+"""Seconds a call may count what consumers have yet to read, in slices of its caller's turns.
 
 Some ms for each GiB, and about 10 s for a million channels.
 """
@@ -103,7 +103,7 @@ _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 async def status(api: ApiServer, call: Call) -> Response:
     """Answer the status, as far as the caller may see it."""
     links = await api.link_statuses(call.caller.name)
-    return answer(api.node.status(links, call.caller.sees_names_of))
+    return answer(api.node.status(links, call.caller.visible_owner))
 
 
 async def events(api: ApiServer, call: Call) -> Response | None:
@@ -113,7 +113,7 @@ async def events(api: ApiServer, call: Call) -> Response | None:
     if wants_stream(call):
         stream_events(api, call, after)
         return None
-    found = [one for one in api.node.events.after(after) if call.caller.hears(one)]
+    found = [one for one in api.node.events.after(after) if call.caller.may_see_event(one)]
     next_ = found[-1].number + 1 if found else after + 1
     return answer({"events": await _encoded(api, call, found), "next": next_})
 
@@ -372,7 +372,7 @@ async def readyz(api: ApiServer, call: Call) -> Response:
 
 async def metrics(api: ApiServer, call: Call) -> Response:
     """Answer the metrics in Prometheus' text format; consumers only to whom may see them."""
-    consumers = api.node.status([], call.caller.sees_names_of).consumers
+    consumers = api.node.status([], call.caller.visible_owner).consumers
     text = await api.metrics.page(api.link_statuses, api.share) + consumer_lags(consumers)
     return Response(200, text, "text/plain; version=0.0.4; charset=utf-8")
 

@@ -50,7 +50,7 @@ MAX_HOLD_SECONDS: Final = 3600.0
 """A question holds no longer."""
 
 SWEEP_SECONDS: Final = 3.0
-"""So often it is looked at what is due."""
+"""Seconds between two looks at what is due."""
 
 WANT_SECONDS: Final = 60.0
 """Seconds for which a channel is watched after a request for its member list."""
@@ -69,7 +69,7 @@ without end leaves room for the others.
 """
 
 LINK_RESERVE: Final = 256
-"""So many each link has in any case."""
+"""Members reserved for each link."""
 
 MAX_THERE: Final = 10_000
 """Members of one other node on one channel."""

@@ -158,10 +158,10 @@ STOP_SECONDS = 3.0
 """Callers whose connection is not over by then are cut."""
 
 PAGE_READS = 4
-"""So many pages of a caller read at once: what was read is in memory until the caller's turn."""
+"""Pages of one caller that read at once: what was read is in memory until the caller's turn."""
 
 MAX_ASKED_HEADERS = 64
-"""So many names of headers that a page wants to send are allowed at once."""
+"""Maximum number of header names that a page may ask to send."""
 
 _BEAT_SECONDS = 1.0
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,80}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from linkd.api.server import ApiServer
 
 BEAT_SECONDS = 10.0
-"""So often an idle stream carries a comment, or its position: both ends see whether it lives."""
+"""Seconds between the comments, or positions, on an idle stream: both ends see whether it lives."""
 
 
 @implementer(IPushProducer)
@@ -221,7 +221,7 @@ def stream_events(api: ApiServer, call: Call, after: int) -> None:
     """Follow the changes of links as an event stream, from behind number `after` on."""
     stream = EventStream(api, call)
     stream.begin()
-    waiting = [one for one in api.node.events.after(after) if stream.caller.hears(one)]
+    waiting = [one for one in api.node.events.after(after) if stream.caller.may_see_event(one)]
 
     def room() -> None:
         if waiting and not stream.paused:
@@ -230,7 +230,7 @@ def stream_events(api: ApiServer, call: Call, after: int) -> None:
             stream.send(b"".join(lines))
 
     def happened(one: Event) -> None:
-        if len(waiting) < 1000 and stream.caller.hears(one):
+        if len(waiting) < 1000 and stream.caller.may_see_event(one):
             waiting.append(one)
         room()
 

@@ -33,14 +33,14 @@ MESSAGE_BYTES = 131_072
 """Frames are gathered into messages of about this size."""
 
 MAX_PATTERNS_BYTES = 65_536
-"""The patterns of all subscriptions of one connection are together no longer."""
+"""Maximum total size of the patterns of one connection."""
 
 MAX_WAITS = 10_000
 WAIT_BYTES = 4096
 """About what one takes in memory (measured)."""
 
 POSITION_SECONDS = 5.0
-"""So often a client gets the positions of its quiet subscriptions."""
+"""Seconds between two reports of the positions of quiet subscriptions."""
 
 MAX_WAIT_SECONDS = 3600.0
 
@@ -263,7 +263,7 @@ class StreamSession(ClientSession):
         self._waits[frame.id] = waiting
         waiting.addBoth(self._give_wait_back)
         waiting.addCallbacks(
-            lambda there: self._waited(frame, there), lambda why: self._forgotten(frame, why)
+            lambda there: self._waited(frame, there), lambda why: self._wait_failed(frame, why)
         )
 
     def _give_wait_back(self, result: Any) -> Any:
@@ -279,7 +279,7 @@ class StreamSession(ClientSession):
                 self.api.share.queue(self._cancel_waits, self.caller.name)
                 break
 
-    def _forgotten(self, frame: client.WaitForPeer, why: Failure) -> None:
+    def _wait_failed(self, frame: client.WaitForPeer, why: Failure) -> None:
         """Answer a wait for a peer that was removed."""
         refusal = why.value
         if self._waits.pop(frame.id, None) is not None and isinstance(refusal, ApiError):

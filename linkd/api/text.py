@@ -52,7 +52,7 @@ CONFIRM_SECONDS = 0.05
 """So soon after messages a consumer's client is asked whether it has received them."""
 
 UNACKED_BYTES = 262_144
-"""So many bytes of records a consumer's client gets ahead of its acks, and a batch at least."""
+"""Bytes of records that a consumer's client gets ahead of its acks; one batch at least."""
 
 LARGEST_EVERY = 4
 """Once in so many times that there is room, the largest message goes first."""

@@ -69,7 +69,7 @@ LEAST_BYTES_PER_SECOND = 2184
 """A large message must be complete so soon, at this rate: 64 KiB in 30 s, as of a request."""
 
 LIFE_SECONDS = 1.0
-"""So often a pong is sent while a message comes in: the other end's pings wait behind it."""
+"""Seconds between pongs while a message comes in: the other end's pings wait behind it."""
 
 CLOSE_SECONDS = 3.0
 ENVELOPE_BYTES = 65_536
@@ -92,10 +92,10 @@ MOST_UNWANTED_BYTES = 65_536
 
 RETURNS_PER_SECOND = 300.0
 MAX_SPREAD_SECONDS = 30.0
-"""So many pages a second are to come back when the node goes away, over no more seconds."""
+"""Pages a second that are to come back when the node goes away; the longest spread."""
 
 MAX_PINGS = 16
-"""So many pings are remembered whose pong shows what was received."""
+"""Pings remembered, whose pongs show what was received."""
 
 NORMAL = 1000
 GOING_AWAY = 1001

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from linkd.drill.runner import Stage
     from linkd.drill.testbed import DrillNode, Testbed
 
-RUNNING: Final = ("blackhole", "oneway", "reset")
+LIVE_DRILLS: Final = ("blackhole", "oneway", "reset")
 MAX_SECONDS: Final = 120.0
 DEFAULT_SECONDS: Final = 30.0
 LAB_BYTES: Final = 128 << 20
@@ -51,7 +51,7 @@ _STAGES: Final[dict[Stage, str]] = {
 _ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _EXITS: Final = """\
-The fault is taken back in any case, whatever becomes of this command.
+The fault is always removed, whatever happens to this command.
 
 Exit: 0 all passed or were skipped, 1 one fell short or could not be carried
 out, 2 usage, 3 no daemon at the socket, 4 the link is not there, not up or
@@ -63,7 +63,7 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "drill",
-        help="make a fault on purpose, and judge what comes of it",
+        help="inject a fault and judge the outcome",
         description="On a running pair: linkd drill blackhole|oneway|reset --peer NAME.\n"
         "On a throw-away pair on this machine: linkd drill --lab [NAME ...].",
         epilog=_EXITS,
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.list:
         for name, drill in DRILLS.items():
-            print(f"{name:<12} {'      ' if name in RUNNING else '--lab '} {drill.about}")
+            print(f"{name:<12} {'      ' if name in LIVE_DRILLS else '--lab '} {drill.about}")
         return exits.OK
     for number in _ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
@@ -148,7 +148,7 @@ def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
         )
     if arguments.show and arguments.json:
         raise CommandError(exits.USAGE, "--show is for people, --json for programs: choose one")
-    _roomy()
+    _check_free_space()
     progress = _Progress(len(names))
     show = partial(_show, progress) if arguments.show else show_nothing
     named = getattr(arguments, "config", None) or os.environ.get("LINKD_CONFIG")
@@ -183,7 +183,7 @@ def _print_command(end: DrillNode, stage: str, command: str) -> None:
     print(f"$ linkd {command}    # on {end.name}, {stage}\n{done.stdout}{done.stderr}")
 
 
-def _roomy() -> None:
+def _check_free_space() -> None:
     """Raise CommandError if the temporary directory is full: a pair could not even report it."""
     directory = tempfile.gettempdir()
     free = shutil.disk_usage(directory).free
@@ -191,7 +191,7 @@ def _roomy() -> None:
         raise CommandError(
             exits.NEGATIVE,
             f"{directory} has {free >> 20} MiB free, a throw-away pair needs {LAB_BYTES >> 20} MiB:"
-            " TMPDIR names another directory",
+            " set TMPDIR to another directory",
         )
 
 
@@ -208,25 +208,25 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
     except DrillFailed as error:
         raise CommandError(exits.REFUSED, str(error)) from None
     if request.far_socket is not None:
-        _is_peer(request.far_socket, request.peer)
+        _check_far_socket(request.far_socket, request.peer)
     bounds = _bounds(arguments, required=False)
     _write("\n".join(made.lines(request)) + "\n")
-    if not arguments.yes and not _agreed():
+    if not arguments.yes and not _confirmed():
         raise CommandError(exits.NEGATIVE, "nothing was done")
-    with _alone():
-        _unspoiled(made.far.address)
+    with _drill_lock():
+        _check_packet_filter(made.far.address)
         progress = _Progress(1)
         try:
             report = live.run(
                 request, made, daemon, bounds, lambda what: progress.show(request.kind, what)
             )
         except DrillFailed as error:
-            note = "; its rules are removed now" if _took_back(made.undo) else ""
+            note = "; its rules are removed now" if _remove_leftover_rules(made.undo) else ""
             raise CommandError(exits.NEGATIVE, f"{error}{note}") from None
-        return progress.follow([_honest(report)])
+        return progress.follow([_note_daemon_gaps(report)])
 
 
-def _honest(report: Report) -> Report:
+def _note_daemon_gaps(report: Report) -> Report:
     """Return the report, marked if a daemon was gone meanwhile."""
     from linkd.drill.monitor import GONE  # noqa: PLC0415
 
@@ -241,10 +241,10 @@ def _request(arguments: argparse.Namespace) -> Any:
     """Return the request; raise CommandError if it is impossible."""
     from linkd.drill.live import Request  # noqa: PLC0415
 
-    if len(arguments.names) != 1 or arguments.names[0] not in RUNNING:
+    if len(arguments.names) != 1 or arguments.names[0] not in LIVE_DRILLS:
         raise CommandError(
             exits.USAGE,
-            f"expected one of {', '.join(RUNNING)} for a running pair; other drills need --lab",
+            f"expected one of {', '.join(LIVE_DRILLS)} for a running pair; other drills need --lab",
         )
     for option in ("relay", "show"):
         if getattr(arguments, option):
@@ -274,14 +274,14 @@ def _request(arguments: argparse.Namespace) -> Any:
     )
 
 
-def _agreed() -> bool:
+def _confirmed() -> bool:
     """Ask for confirmation; raise CommandError without a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty() and _write("Go on? [y/N] ")):
-        raise CommandError(exits.USAGE, "expected --yes, as nobody can be asked here")
+        raise CommandError(exits.USAGE, "no terminal to ask on: pass --yes")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _is_peer(socket: str, peer: str) -> None:
+def _check_far_socket(socket: str, peer: str) -> None:
     """Raise CommandError if the daemon at the far socket is another than the peer.
 
     Raises:
@@ -297,7 +297,7 @@ def _is_peer(socket: str, peer: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _drill_lock() -> Iterator[None]:
     """Lock this network against other drills; raise CommandError if one is running.
 
     The lock is a file that only root can open, named after the network namespace, because the
@@ -325,7 +325,7 @@ def _alone() -> Iterator[None]:
             path.unlink()
 
 
-def _unspoiled(address: str) -> None:
+def _check_packet_filter(address: str) -> None:
     """Raise CommandError if this host's packet filter can't be used, or has a fault on this link.
 
     Two faults at once would be judged wrongly as one.
@@ -340,10 +340,10 @@ def _unspoiled(address: str) -> None:
     if not found:
         raise CommandError(exits.NEGATIVE, f"{tool} is missing (Debian: apt install iptables)")
     for program in found:
-        _free_of_faults(program, address)
+        _check_no_fault_rules(program, address)
 
 
-def _free_of_faults(tool: str, address: str) -> None:
+def _check_no_fault_rules(tool: str, address: str) -> None:
     """Raise CommandError if a program of the packet filter can't be used, or lists a fault."""
     from linkd.drill.deadman import admin_path  # noqa: PLC0415
     from linkd.drill.live import MARK  # noqa: PLC0415
@@ -361,8 +361,8 @@ def _free_of_faults(tool: str, address: str) -> None:
     if f"{MARK}:" in listed.stdout:
         raise CommandError(
             exits.REFUSED,
-            "a drill is under way on this host: wait until it is over; what one has left that was "
-            f"killed, `{tool} -S | grep {MARK}` shows and `restore.sh --drills` removes",
+            "a drill is under way on this host: wait until it is over; rules left by a killed "
+            f"drill are listed by `{tool} -S | grep {MARK}` and removed by `restore.sh --drills`",
         )
     if any("linkd-drop:" in line and f" {address}/" in line for line in listed.stdout.splitlines()):
         raise CommandError(
@@ -370,7 +370,7 @@ def _free_of_faults(tool: str, address: str) -> None:
         )
 
 
-def _took_back(undo: Sequence[Sequence[str]]) -> bool:
+def _remove_leftover_rules(undo: Sequence[Sequence[str]]) -> bool:
     """Remove the rules that a killed dead man's switch left; return whether there were any."""
     from linkd.drill.deadman import admin_path  # noqa: PLC0415
 

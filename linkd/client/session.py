@@ -268,7 +268,7 @@ class DaemonSession:
 
     def _publish_failed(self, frame: client.PublishFailed) -> None:
         self.flight.failed(frame)
-        self._begin_anew(frame)
+        self._start_over(frame)
 
     def _status(self, frame: client.StatusChanged) -> None:
         changed: dict[str, str] = {link.peer: link.state for link in frame.links}
@@ -292,7 +292,7 @@ class DaemonSession:
         self._control += [reader.restore(agreed) for reader in self._readers.values()]
         self.on_open()
 
-    def _begin_anew(self, frame: client.PublishFailed) -> None:
+    def _start_over(self, frame: client.PublishFailed) -> None:
         """Have the daemon accept publishes again: it refuses all after one that may be repeated."""
         if frame.error in ("log-full", "too-many") and not self._reopening:
             self._reopening = True

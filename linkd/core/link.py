@@ -575,7 +575,7 @@ class Link:
         self.attempt_reason, self.attempt_detail = input.reason, input.detail
         if self._backoff is not None:
             after = self._backoff.failed(input.kind, input.retry_after, input.return_spread)
-            # It may have failed for what was put right meanwhile: an expired certificate, say.
+            # What failed may be put right meanwhile, an expired certificate for example.
             self._dial(0.0 if self._retry else after)
         self._retry = False
         self._enter(state, input.reason, input.detail, now)

@@ -282,7 +282,7 @@ class Outbound:
         """
         if next > self._announced:
             raise RemoteProtocolError(
-                f"acknowledged {next}, but was sent only what lies below {self._announced}"
+                f"acknowledged {next}, but was sent only what is below {self._announced}"
             )
         if next <= self.acked:
             return []

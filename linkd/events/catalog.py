@@ -65,7 +65,7 @@ LINK_EVENTS = (
     warn(
         "link.waiting",
         "The link is down and will be dialed again, by us or by the peer.",
-        "If it stays: `linkd status PEER`; docs/operations.md has the runbook.",
+        "If it persists: `linkd status PEER`; docs/operations.md has the runbook.",
         fields=_LINK_DOWN,
         folds="peer reason",
     ),
@@ -251,7 +251,8 @@ LINK_EVENTS = (
         "connection.refused",
         "A connection was closed: bad bytes, a wrong or late hello, an unknown name, a "
         "wrong proof.",
-        "If `address` is one of yours, compare names and secrets; else a firewall.",
+        "If `address` is one of yours, compare names and secrets; otherwise "
+        "block it in the firewall.",
         fields="claimed close_code",
         folds="peer reason",
     ),
@@ -440,7 +441,7 @@ LOG_EVENTS = (
 NODE_EVENTS = (
     # The daemon
     info("node.starting", "The daemon starts.", fields="node version state_dir"),
-    info("node.ready", "All sockets listen.", fields="node peers start_seconds"),
+    info("node.ready", "All sockets are listening.", fields="node peers start_seconds"),
     warn(
         "node.drain-started",
         "An operator drains the node (`linkd drain`): it takes no new links, and ends the others.",
@@ -496,7 +497,7 @@ NODE_EVENTS = (
     ),
     error(
         "node.stuck",
-        "A dialer makes no progress; the watchdog is not fed any more, which restarts the service.",
+        "A dialer makes no progress; the watchdog is no longer fed, which restarts the service.",
         "Report it with the lines before it.",
         folds="event",
     ),

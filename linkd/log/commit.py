@@ -390,7 +390,7 @@ class CommitBuilder:
 def _unproven(producer: Producer) -> SequenceUnproven:
     """Return why a publish is neither stored nor answered as a repeat."""
     return SequenceUnproven(
-        f"{producer.sequence} of producer {producer.name} lies so far back that nothing proves"
+        f"{producer.sequence} of producer {producer.name} is so old that nothing proves"
         " whether it is stored: look in the channel, then publish it under a new number or leave it"
     )
 

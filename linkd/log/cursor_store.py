@@ -372,7 +372,7 @@ class SqliteCursorStore(CursorStore):
                     self._lock.wait()
                 if not self._waiting and self._ended is None:
                     self._lock.wait(LAZY_SECONDS)
-            error = None if self._bad is None else self._begin_anew(self._bad)
+            error = None if self._bad is None else self._start_over(self._bad)
             with self._lock:
                 rows, self._dirty = self._dirty, {}
                 waiting, self._waiting = self._waiting, []
@@ -391,7 +391,7 @@ class SqliteCursorStore(CursorStore):
                     self._dirty = _later(rows, self._dirty)
                     self._lock.wait(RETRY_SECONDS)
 
-    def _begin_anew(self, bad: Exception) -> Exception | None:
+    def _start_over(self, bad: Exception) -> Exception | None:
         """Set a file aside that went bad under way, and let all of memory be written into another.
 
         Returns:

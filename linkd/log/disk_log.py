@@ -217,7 +217,7 @@ Measured: 6 to 12 µs a frame.
 """
 
 MOST_BEHIND, FRAME_PAUSE, MOST_PAUSE = 6, 0.0002, 2.0
-"""So many segments behind the newest snapshot, the writer pauses so many seconds for each frame.
+"""Segments behind the newest snapshot from which the writer pauses; seconds a frame; the most.
 
 A start takes less than 5 s so, however fast records come while a large snapshot is made: that takes
 4 s of the processor at the bounds of the state. Commits wait, and the reactor goes on.

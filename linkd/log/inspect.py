@@ -29,7 +29,7 @@ from linkd.log.segment import (
 from linkd.log.snapshot import read_snapshot, snapshot_numbers, snapshot_path
 
 _LOOKS = 3
-"""So often a bad place in a file that grows is looked at before it counts as damage."""
+"""Looks at a bad place in a file that grows before it counts as damage."""
 
 
 class Stat(msgspec.Struct, frozen=True):
@@ -127,7 +127,7 @@ def verify(path: Path) -> Verified:
     records = size = expected = 0
     identity = load_identity(path)
     if identity is None:
-        damage.append(f"{path}/identity is missing or damaged; the segments tell the rest")
+        damage.append(f"{path}/identity is missing or damaged; the segments have the rest")
     try:
         present = _kept(path, identity)
         for number in present:

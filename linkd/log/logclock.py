@@ -22,7 +22,7 @@ from linkd.log.segment import read_small, write_small
 
 NAME = "clock"
 NOTE_SECONDS = 60.0
-"""So often it is noted where the clock is."""
+"""Seconds between two notes of the clock's position."""
 
 AGREES_SECONDS = 60.0
 """A wall clock that was set right agrees with what was counted, within so much."""

@@ -19,7 +19,7 @@ KEPT_RUNS = 16
 """For the newest so many runs of a producer at least, the offsets are kept."""
 
 MAX_HOLES = 256
-"""So many runs with a hole before each are kept of one producer.
+"""Runs with a hole before each that are kept of one producer.
 
 As many runs without a hole keep their offsets, where there are few producers.
 """
@@ -32,7 +32,7 @@ More than all have that never leave a number out, so that these are not thinned 
 """
 
 _EXCESS = 100
-"""So many producers too many are removed at once."""
+"""Producers above the limit that are removed at once."""
 
 FOREVER = 2**63
 

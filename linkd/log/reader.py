@@ -34,7 +34,7 @@ from linkd.protocol.records import Batch
 _CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 1 << 16
 _MOST_HINTS = 512
-_FIRST_RUN = 3
+_MAX_FIRST_IN_A_ROW = 3
 
 
 class CorruptSegment(Exception):
@@ -85,12 +85,12 @@ class Reader:
         self.thread = threading.Thread(target=self._run, name="linkd-log-reader", daemon=True)
 
     def stop(self) -> None:
-        """Do what is there, then end the thread and wait for it."""
+        """Finish the queued jobs, then end the thread and wait for it."""
         self._tokens.put(False)
         self.thread.join()
 
     def work(self, job: Callable[[], None], is_urgent: bool = False) -> None:
-        """Do a job behind all others but reads of clients; an urgent one is the next."""
+        """Queue a job with the reads for links, before those for clients; an urgent one is next."""
         if is_urgent:
             self._first.appendleft(job)
             self._tokens.put(True)
@@ -116,7 +116,7 @@ class Reader:
                 found = self.batches(place, position, max_bytes)
             except (OSError, CorruptSegment) as error:
                 found = error
-            except Exception as error:  # noqa: BLE001 - who waits must hear, and so must those behind
+            except Exception as error:  # noqa: BLE001 - the caller must be answered, and later jobs must run
                 found = OSError(EIO, f"{type(error).__name__}: {error}", str(place.path))
             self.post(lambda: done(found))
 
@@ -164,7 +164,7 @@ class Reader:
         """Do one job after the other; what clients wait for has every fourth turn at least."""
         first, others, run = self._first, self._others, 0
         while self._tokens.get():
-            if first and (run < _FIRST_RUN or not others):
+            if first and (run < _MAX_FIRST_IN_A_ROW or not others):
                 run += 1
                 first.popleft()()
             else:
@@ -205,8 +205,8 @@ Change = tuple[int, float, memoryview | bytes]
 def walk_changes(path: Path, size: int, seed: int, every: bool) -> Iterator[Change | None]:
     """Yield what the frames in the first `size` bytes of a file change of the state.
 
-    The others are passed over unread; None comes for each MiB of the file, so that who has other
-    work can do it.
+    The others are passed over unread; None comes for each MiB of the file, so that a caller with
+    other work can do it.
 
     Args:
         path: The file.

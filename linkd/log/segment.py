@@ -306,7 +306,7 @@ def save_identity(files: DiskFiles, folder: Path, identity: Identity) -> None:
 _HEAD_CHUNK = 65_536
 _NAME_LENGTH = 16
 _FRAMES_AT_ONCE = 128
-"""So many are folded between two pauses: one to two milliseconds."""
+"""Frames that are folded between two pauses: one to two milliseconds."""
 
 _head = msgspec.msgpack.Decoder(SegmentHead)
 
@@ -400,7 +400,7 @@ def scan_sealed(path: Path, head: SegmentHead, size: int, sure: bool) -> tuple[I
         path: The file.
         head: What opens it.
         size: Bytes that count.
-        sure: So many do count; else zeros behind the last frame are none of it.
+        sure: All of them count; else zeros behind the last frame are left out.
 
     Raises:
         CorruptSegment: At the first bad frame.
@@ -507,7 +507,7 @@ def _whole(publish: PublishPart | None) -> tuple[int, int] | None:
 
 
 _PATIENCE = 4
-"""So many times the file's length is summed up as frames claim, before sums are kept."""
+"""Multiples of the file's length that are summed as frames claim before sums are kept."""
 
 _STEP_BYTES = 1024
 """From one kept sum to the next."""

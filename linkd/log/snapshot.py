@@ -166,7 +166,7 @@ MOST_SEGMENTS = 8
 
 _SUFFIX = ".state"
 _ENTRIES_AT_ONCE = 32
-"""So many entries are freed between two pauses: a producer has up to 272 runs."""
+"""Entries that are freed between two pauses: a producer has up to 272 runs."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _snapshot = msgspec.msgpack.Decoder(Snapshot)

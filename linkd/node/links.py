@@ -36,7 +36,7 @@ NOTED_EVERY = 60.0
 """Interval of saving how long a peer has been absent, which adds up over restarts."""
 
 COUNT_SECONDS = 0.005
-"""For so long at a time what absent peers are owed is counted, in seconds."""
+"""Seconds for which what absent peers are owed is counted in one slice."""
 
 COUNT_STEP = 64
 """Channels between two looks at the clock."""

@@ -62,7 +62,7 @@ def resync(node: str, log: Log, driver: LinkDriver, confirmed: bool) -> Deferred
             done.errback(outcome)
             return
         events.emit("link.resynced", peer=driver.peer, detail=text)
-        driver.rejoin("the link begins anew after a resync")
+        driver.rejoin("the link restarts after a resync")
         done.callback(text)
 
     log.set_cursor(driver.peer, None, settled)
@@ -181,7 +181,7 @@ class Node:
     def start(self) -> None:
         """Begin all links."""
         self.links.start(self.config.peers)
-        self.subscriptions.tell_orphans()
+        self.subscriptions.log_orphans()
         self.starting = False
         self._tick.start(_TICK_SECONDS, now=False)
 
@@ -206,7 +206,7 @@ class Node:
                 self.recorder.configured(driver.peer)
         self._rules = ChannelRules(config.channels)
         if [key.name for key in config.api.keys] != [key.name for key in old.api.keys]:
-            self.subscriptions.tell_orphans()
+            self.subscriptions.log_orphans()
         self.dispatcher.changed()
 
     # -- for the listener (linkd.net.connection.Nodes) -----------------------------------

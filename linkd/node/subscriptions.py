@@ -298,7 +298,7 @@ LOOKS = 4
 """Maximum number of lagging consumers that are compared with the log at a time."""
 
 LOOK_SECONDS = 0.005
-"""For so long at a time they are: a log of many channels takes longer, and goes on at the next."""
+"""Seconds a call spends on comparing lagging consumers with the log; the next one continues."""
 
 
 class Subscriptions:
@@ -504,11 +504,11 @@ class Subscriptions:
             consumer.key,
             next=consumer.next,
             idle_seconds=round(consumer.idle, 1),
-            detail=f"{consumer.owner}/{consumer.name} is owed nothing from offset {consumer.next}"
-            f" on any more: {why}",
+            detail=f"{consumer.owner}/{consumer.name} is no longer owed anything from offset"
+            f" {consumer.next} on: {why}",
         )
 
-    def tell_orphans(self) -> None:
+    def log_orphans(self) -> None:
         """Log keys that are no longer configured, and what their consumers hold."""
         config, end = self._node.config, self._log.next
         known = {key.name for key in config.api.keys} | {"socket", UNOWNED}
@@ -631,7 +631,7 @@ class Subscriptions:
             self._store.set_consumer(msgspec.structs.replace(known, next=to))
         elif known.next < floors[known.owner] and key not in self._passed_over:
             self._passed_over.add(key)
-            self._tell_passed_over(known, floors[known.owner])
+            self._log_passed_over(known, floors[known.owner])
         return True
 
     def _log_event(
@@ -646,7 +646,7 @@ class Subscriptions:
         self._passed_over.discard(key)
         self._left_at.pop(key, None)
 
-    def _tell_passed_over(self, consumer: Consumer, floor: int) -> None:
+    def _log_passed_over(self, consumer: Consumer, floor: int) -> None:
         first, whose = max(consumer.next, self._log.first), "/".join(consumer.key)
         self._log_event(
             "error",
@@ -655,7 +655,7 @@ class Subscriptions:
             first=first,
             next=floor,
             detail=f"{whose} has not acknowledged what its key may keep; offsets {first} to"
-            f" {floor - 1} are kept for it no longer",
+            f" {floor - 1} are no longer kept for it",
         )
 
     def ack(self, key: Owned, next: int, done: Callable[[Exception | None], None]) -> None:

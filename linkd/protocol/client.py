@@ -129,7 +129,7 @@ class Unsubscribe(msgspec.Struct, array_like=True, frozen=True, tag=5):
 
 
 class Credit(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
-    """So many more bytes of records may come."""
+    """Allow so many more bytes of records to be sent."""
 
     id: Natural
     bytes: Natural
@@ -187,7 +187,7 @@ class Published(msgspec.Struct, array_like=True, frozen=True, tag=33, gc=False):
     Args:
         sequence: Which.
         offset: Its first record's offset; of the first publish where all of it was a repeat; 0 on a
-            volatile channel, or where a repeat lies so far back that only its number is known.
+            volatile channel, or where a repeat is so old that only its number is known.
         count: Records stored: 0 if all were repeats.
         duplicate: It was a repeat.
     """
@@ -352,7 +352,7 @@ FromDaemon = (
 )
 
 MAX_EPOCHS = 64
-"""So many epochs, the newest, are in `Opened`."""
+"""Maximum number of epochs in `Opened`: the newest."""
 
 MAX_FRAMES = 65_536
 """The most frames of one message; classifying that many takes a few milliseconds."""

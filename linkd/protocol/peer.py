@@ -112,7 +112,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
         relays: It takes records from the other that began at a third node.
         segment_bytes: A listener's: large packets towards the dialer are lost; it should dial with
             TCP segments of so many bytes at most. 0: as usual.
-        time: Unix seconds by its wall clock when it said this; 0: not given.
+        time: Unix seconds by its wall clock when it sent this; 0: not given.
         return_spread: A listener's: seconds over which its dialers should come back, at random, if
             it goes away; 0: not given.
     """
@@ -142,7 +142,7 @@ class BatchMessage(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc
 
     Args:
         previous: Where the receiver's cursor must be.
-        next: Where it stands once this is stored.
+        next: Its position once this is stored.
         epoch: The epoch of the sender's log just below `next`.
         channel: The batch's channel; empty in a step without records.
         count: Number of records.

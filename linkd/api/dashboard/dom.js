@@ -26,7 +26,7 @@ export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Show what `lines` say at a place of the window; with null, nothing. @param {{title: string, lines: string[]} | null} what @param {number} [x] @param {number} [y] */
+/** Show `lines` at a place of the window; with null, nothing. @param {{title: string, lines: string[]} | null} what @param {number} [x] @param {number} [y] */
 export function hint(what, x = 0, y = 0) {
   const box = byId("hint");
   box.hidden = what === null;

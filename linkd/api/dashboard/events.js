@@ -20,7 +20,7 @@ export class EventLog {
   /** Take the events above `last`, and show all. @param {any[]} events oldest first */
   add(events) {
     const again = new Set(events.filter(({ count }) => count > 1).map(key));
-    // An event that stands for several attempts comes again, under a new number.
+    // An event that covers several attempts comes again, under a new number.
     this.events = [...this.events.filter((event) => !again.has(key(event))), ...events].slice(-KEPT);
     this.last = this.events.at(-1)?.number ?? this.last;
     const latest = folded(this.events).slice(-SHOWN).reverse();
@@ -42,7 +42,7 @@ export class EventLog {
 const key = ({ time, peer, event, reason }) => `${time} ${peer} ${event} ${reason}`;
 
 /**
- * Leave out the steps of attempts, of which an outage of an hour has thousands; say instead how many it took.
+ * Leave out the steps of attempts, of which an outage of an hour has thousands; show their number instead.
  * @param {any[]} events
  */
 function folded(events) {

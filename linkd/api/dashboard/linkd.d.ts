@@ -88,7 +88,7 @@ export type Options = {
      */
     whenDown?: "wait" | "reject";
     /**
-     * So many publishes may wait for their ack: 10000.
+     * Publishes that may wait for their ack: 10000.
      */
     maxPending?: number;
     /**
@@ -148,7 +148,7 @@ export declare class Subscription {
     node: Linkd;
     pattern: string;
     call: ((message: Message) => void) | undefined;
-    /** Everything below was seen; undefined until the node has said where it begins. @type {number | undefined} */
+    /** Everything below was seen; undefined until the node has sent where it begins. @type {number | undefined} */
     next: number | undefined;
     /**
      * @param {Linkd} node
@@ -172,9 +172,9 @@ export declare class Linkd extends EventTarget {
     WebSocket: any;
     /** @type {Observable<Status>} */
     status: Observable<Status>;
-    /** What `status: true` told of each link, by peer; empty while the connection is down. @type {Observable<Map<string, any>>} */
+    /** What `status: true` reports of each link, by peer; empty while the connection is down. @type {Observable<Map<string, any>>} */
     links: Observable<Map<string, any>>;
-    /** What the node said of itself: `node`, `version`, `log`, `epoch`, `next`, `max_body_bytes`. @type {any} */
+    /** What the node reported of itself: `node`, `version`, `log`, `epoch`, `next`, `max_body_bytes`. @type {any} */
     info: any;
     /** @param {Options} [options] */
     constructor(options?: Options);
@@ -231,7 +231,7 @@ export declare class Linkd extends EventTarget {
     /**
      * Publish one message. Resolves once it is on the node's disk (at once, with offset 0, on a volatile channel).
      * @param {string} channel
-     * @param {any} data What JSON can say, whole: no `Map`, no bytes, no NaN.
+     * @param {any} data What JSON can hold, whole: no `Map`, no bytes, no NaN.
      * @param {{type?: string, id?: string | number | null, headers?: Record<string, string>, whenDown?: "wait" | "reject",
      *   timeout?: number}} [options] The same `id` again, within the node's `id_window`, is stored once. `headers` are
      *   at most 16 short strings by names of letters, digits and `-`, which come back in lower case.

@@ -44,7 +44,7 @@
  * @property {number} [stableAfter] Up for so long, the backoff starts again from `minDelay`: 5.
  * @property {number} [maxAttempts] Give up after so many failures in a row; by default never.
  * @property {"wait" | "reject"} [whenDown] What `publish` does while the connection is down: "wait".
- * @property {number} [maxPending] So many publishes may wait for their ack: 10000.
+ * @property {number} [maxPending] Publishes that may wait for their ack: 10000.
  * @property {boolean} [status] Hear of every change of a link; see `links`.
  * @property {boolean} [presence] Hear who joins and leaves, as messages of type `joined`, `left` and `present` to `on`.
  * @property {(frame: any) => string} [encode] Default JSON.stringify.
@@ -52,11 +52,11 @@
  * @property {() => number} [random] For tests: [0, 1).
  */
 
-/** So many publishes are under way at once; the others wait here, not in buffers on the way. */
+/** Publishes under way at once; the others wait here, not in buffers on the way. */
 const WINDOW = 256;
-/** So many characters of publishes are on their way: less than the daemon takes, whatever its settings. */
+/** Characters of publishes that are on their way: less than the daemon takes, whatever its settings. */
 const WINDOW_CHARACTERS = 262_144;
-/** Bytes that a frame may have beside the body in it, and those that a body may have until the node has said. */
+/** Bytes that a frame may have beside the body in it, and those that a body may have until the node has sent its own bound. */
 const ENVELOPE_BYTES = 65_536;
 const MOST_BODY_BYTES = 16 * 1024 * 1024;
 /** Deeper JSON would not arrive as JSON. */
@@ -178,7 +178,7 @@ export class Subscription {
     this.node = node;
     this.pattern = pattern;
     this.call = call;
-    /** Everything below was seen; undefined until the node has said where it begins. @type {number | undefined} */
+    /** Everything below was seen; undefined until the node has sent where it begins. @type {number | undefined} */
     this.next = typeof from === "number" ? from : undefined;
     this._earliest = from === "earliest";
     this._serial = serial;
@@ -192,7 +192,7 @@ export class Subscription {
     this._seen = [];
     /** Its name on this connection, until the node ends it. @type {string | null} */
     this._id = null;
-    /** The node of this connection has said where it begins. */
+    /** The node of this connection has sent where it begins. */
     this._begun = false;
     /** It is asked for again later; the application knows why. */
     this._away = false;
@@ -222,7 +222,7 @@ export class Subscription {
   }
 
   /**
-   * The node said where it begins.
+   * The node sent where it begins.
    * @param {number} offset
    * @param {string} epoch
    * @param {boolean} sameLog
@@ -371,9 +371,9 @@ export class Linkd extends EventTarget {
     if (!this.WebSocket) throw new LinkdError("no-websocket", "this platform has no WebSocket: pass one, as {WebSocket}");
     /** @type {Observable<Status>} */
     this.status = new Observable(STOPPED, (call) => this._guarded(call));
-    /** What `status: true` told of each link, by peer; empty while the connection is down. @type {Observable<Map<string, any>>} */
+    /** What `status: true` reports of each link, by peer; empty while the connection is down. @type {Observable<Map<string, any>>} */
     this.links = new Observable(new Map(), (call) => this._guarded(call));
-    /** What the node said of itself: `node`, `version`, `log`, `epoch`, `next`, `max_body_bytes`. @type {any} */
+    /** What the node reported of itself: `node`, `version`, `log`, `epoch`, `next`, `max_body_bytes`. @type {any} */
     this.info = null;
     /** @type {Map<string, Set<(data: any, message: Message) => void>>} */
     this._byType = new Map();
@@ -535,7 +535,7 @@ export class Linkd extends EventTarget {
   /**
    * Publish one message. Resolves once it is on the node's disk (at once, with offset 0, on a volatile channel).
    * @param {string} channel
-   * @param {any} data What JSON can say, whole: no `Map`, no bytes, no NaN.
+   * @param {any} data What JSON can hold, whole: no `Map`, no bytes, no NaN.
    * @param {{type?: string, id?: string | number | null, headers?: Record<string, string>, whenDown?: "wait" | "reject",
    *   timeout?: number}} [options] The same `id` again, within the node's `id_window`, is stored once. `headers` are
    *   at most 16 short strings by names of letters, digits and `-`, which come back in lower case.
@@ -749,14 +749,14 @@ export class Linkd extends EventTarget {
     const mine = (/** @type {(event: any) => void} */ call) => (/** @type {any} */ event) => {
       if (generation === this._generation) call(event);
     };
-    let said = ""; // a browser says nothing with an error; Node.js says what was wrong
+    let said = ""; // a browser's error has no text; Node.js has one
     socket.onopen = mine(() => (this._stage = "the first message"));
     socket.onmessage = mine((event) => this._received(event.data));
     socket.onerror = mine((event) => (said = (event.message || event.error?.message || "").replace(/^Received network error or non-101.*/, "")));
     socket.onclose = mine((event) => {
       const answered = event.reason || this._stage !== "the WebSocket to open";
       const hidden = !said && !answered;
-      const status = /response: (\d{3})/.exec(said)?.[1]; // where a program is told it
+      const status = /response: (\d{3})/.exec(said)?.[1]; // where a program can see it
       const refused = ["400", "401", "403", "404", "421", "429"].includes(status ?? "");
       const why = hidden && this._answers ? "the node answers, but its WebSocket was not opened: is the page's origin in `api.origins`?" : "";
       const code = refused ? "rejected" : answered || why || status ? "closed" : "unreachable";
@@ -765,7 +765,7 @@ export class Linkd extends EventTarget {
     });
   }
 
-  /** The node has taken us, and said who it is. @param {any} info */
+  /** The node has accepted us, and sent who it is. @param {any} info */
   _opened(info) {
     if (this.status.value.state !== "connecting") return;
     const generation = this._generation;

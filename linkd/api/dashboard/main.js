@@ -66,7 +66,7 @@ class Dashboard {
     });
   }
 
-  /** @param {string} path @returns {Promise<any>} null where it could not be had */
+  /** @param {string} path @returns {Promise<any>} null if it could not be fetched */
   async get(path) {
     const answer = await fetch(path, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(5000) }).catch(() => null);
     if (answer?.status === 401) this.signOut();
@@ -135,7 +135,7 @@ class Dashboard {
     card.history(mine, this.available.find((/** @type {any} */ one) => one.peer === peer), now);
   }
 
-  /** A link changed: say so now, and fetch the rest. @param {any} change */
+  /** A link changed: show it now, and fetch the rest. @param {any} change */
   changed(change) {
     const link = this.status?.links.find((/** @type {any} */ { peer }) => peer === change.peer);
     if (link) {

@@ -3,7 +3,7 @@
 import { byId, make, say } from "./dom.js";
 import { count, lasting, size, stateWord, tone } from "./format.js";
 
-/** With more links than this a card stands only where its link is down, or was chosen; for so many that are down. */
+/** With more links than this a card is shown only where its link is down, or was chosen; for so many that are down. */
 export const MANY = 8;
 
 /** From so many links on there is an overview. */
@@ -11,7 +11,7 @@ const FROM = 4;
 
 const SHOWN = 5;
 
-/** So many links and consumers are drawn, the worst first: thousands would take the page's whole second. */
+/** Links and consumers that are drawn, the worst first: thousands would take the page's whole second. */
 const DRAWN = 400;
 const CONSUMERS = 50;
 const SKEW = 5; // seconds, as in `linkd status --check`

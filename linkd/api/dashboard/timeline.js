@@ -9,7 +9,7 @@ const WIDTH = 10_000; // of the drawing's own coordinates
 /** @typedef {{from: number, to: number, outage: any}} Bar in milliseconds */
 
 /**
- * The part of `outages` that lies in [start, end], oldest first; one that goes on ends at `end`.
+ * The part of `outages` within [start, end], oldest first; one that goes on ends at `end`.
  * @param {any[]} outages @param {number} start @param {number} end @returns {Bar[]}
  */
 export function bars(outages, start, end) {

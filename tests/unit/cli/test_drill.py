@@ -121,7 +121,7 @@ def test_a_second_drill_is_refused_before_the_first_has_made_its_rules(
     done: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packet_filter(tmp_path, "true")
-    with drill._alone():
+    with drill._drill_lock():
         assert main(WORDS) == 4
     assert "a drill is under way on this host" in capsys.readouterr().err
     assert done == []
@@ -135,7 +135,7 @@ def test_no_other_user_can_keep_drills_out(done: list[str], tmp_path: Path) -> N
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as held:
         held.bind("\0linkd-drill")
         assert main(WORDS) == 0
-    with drill._alone():
+    with drill._drill_lock():
         (lock,) = tmp_path.glob("*.lock")
         assert lock.stat().st_mode & 0o777 == 0o600
 
@@ -271,7 +271,7 @@ def test_without_room_for_a_pair_none_is_started(
     assert main(["drill", "--lab", "reset"]) == 1
     told = capsys.readouterr()
     assert told.out == ""
-    assert "TMPDIR names another directory" in told.err
+    assert "set TMPDIR to another directory" in told.err
     monkeypatch.setattr(drill, "LAB_BYTES", 1)
     assert main(["drill", "--lab", "reset"]) == 0
 
@@ -296,7 +296,7 @@ def test_nobody_is_asked_who_cannot_see_the_question(
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdin", terminal)
     assert main(WORDS[:-1]) == 2
-    assert "expected --yes" in capsys.readouterr().err
+    assert "pass --yes" in capsys.readouterr().err
     assert done == []
 
 

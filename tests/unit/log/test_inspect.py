@@ -40,7 +40,7 @@ def test_a_folder_without_a_log(tmp_path: Path) -> None:
     found = stat(tmp_path)
     assert (found.id, found.first, found.next, found.records, found.segments) == ("", 1, 1, 0, 0)
     assert verify(tmp_path).damage == [
-        f"{tmp_path}/identity is missing or damaged; the segments tell the rest"
+        f"{tmp_path}/identity is missing or damaged; the segments have the rest"
     ]
     for look in (stat, verify):
         with pytest.raises(LogDamaged, match="check the disk"):

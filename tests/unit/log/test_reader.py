@@ -40,7 +40,7 @@ def test_reads_for_links_come_first_and_others_have_every_fourth_turn() -> None:
         *("link 5", "link 6", "link 7", "client 2"),
         *("work", "client 3"),
     ]
-    assert module._FIRST_RUN == 3
+    assert module._MAX_FIRST_IN_A_ROW == 3
 
 
 SEED = 5

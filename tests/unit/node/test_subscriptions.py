@@ -499,7 +499,7 @@ def test_the_consumers_of_a_key_that_is_gone_are_logged_and_kept(node: FakeNode)
     for key in (SHOP, SOCKET, (UNOWNED, "old"), ("gone", "a"), ("gone", "b"), ("anyone", "x")):
         make(node, key)
     publish(node, "orders", 4)
-    node.subscriptions.tell_orphans()
+    node.subscriptions.log_orphans()
     said = {one["owner"]: one for one in events(node, "consumer.orphaned")}
     assert said.keys() == {"gone", "anyone"}
     assert (said["gone"]["consumers"], said["gone"]["records"]) == (2, 4)
@@ -507,7 +507,7 @@ def test_the_consumers_of_a_key_that_is_gone_are_logged_and_kept(node: FakeNode)
     api = msgspec.structs.replace(node.config.api, require_key=False)
     node.config = msgspec.structs.replace(node.config, api=api)
     node.told.clear()
-    node.subscriptions.tell_orphans()
+    node.subscriptions.log_orphans()
     assert [one["owner"] for one in events(node, "consumer.orphaned")] == ["gone"]
 
 
