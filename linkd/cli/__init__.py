@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "kick": ("kick", "have a link try again at once"),
     "log": ("log", "look into the log, verify it, trim it"),
     "token": ("token", "a token that opens one connection, or the dashboard"),
-    "drill": ("drill", "make a fault on purpose, and judge what comes of it"),
+    "drill": ("drill", "inject a fault and judge the outcome"),
     "resync": ("resync", "restart a diverged link"),
     "drain": ("drain", "end all links ahead of a restart or maintenance"),
     "invite": ("pairing", "make a code that lets another node join"),
