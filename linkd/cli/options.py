@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -32,7 +33,7 @@ _EXAMPLES: Final = {
     "outages": ("linkd outages hub --since 7d --no-drills --no-planned",),
     "log": ("linkd log stat", "linkd log verify"),
     "token": ("linkd token --dashboard",),
-    "drill": ("linkd drill --lab blackhole --show", "linkd drill blackhole hub"),
+    "drill": ("linkd drill --lab blackhole --show", "linkd drill blackhole --peer hub"),
     "drain": ("linkd drain && systemctl restart linkd", "linkd drain --undo"),
     "invite": ("linkd invite edge-1 --address hub.example.net --receive orders",),
     "join": ("linkd join CODE",),
@@ -47,6 +48,19 @@ class StrictParser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; exit with the nearest option where an unknown one looks like a mistake in it.
+
+        The parser of a command does this for its own options, before the outer one sees them.
+        """
+        found, rest = super().parse_known_args(args, namespace)
+        for word in rest:
+            name = word.partition("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, 1)
+            if name.startswith("--") and near:
+                self.error(f"there is no option {name[:60]} (did you mean {near[0]}?)")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         """Exit with the error; name options that may have taken a missing argument."""

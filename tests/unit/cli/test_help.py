@@ -108,3 +108,24 @@ def test_an_unknown_command_names_the_nearest(
 ) -> None:
     assert cli.main([word]) == 2
     assert capsys.readouterr().err == f"linkd: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "prog", "said"),
+    [
+        (["status", "--wtch"], "linkd status", "there is no option --wtch (did you mean --watch?)"),
+        (
+            ["log", "stat", "--jsn"],
+            "linkd log stat",
+            "there is no option --jsn (did you mean --json?)",
+        ),
+        (["--sokcet=x", "status"], "linkd", "there is no option --sokcet (did you mean --socket?)"),
+        (["version", "--xyzzy"], "linkd", "unrecognized arguments: --xyzzy"),
+        (["version", "-y"], "linkd", "unrecognized arguments: -y"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest(
+    words: list[str], prog: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"{prog}: error: {said}"
