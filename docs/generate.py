@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec import inspect
 
@@ -109,25 +110,45 @@ def configuration() -> str:
     return "\n".join([CONFIGURATION, *_settings()]).rstrip() + "\n"
 
 
-def _settings() -> Iterator[str]:
-    """Yield the lines of each table of settings."""
+class Setting(NamedTuple):
+    """A key of a table, as the pages show it: Markdown within."""
+
+    key: str
+    expected: str
+    default: str
+    """In backticks, `required`, or empty where absent is a value of its own."""
+    changes: str
+    """`live` or `restart`."""
+    meaning: str
+
+
+def settings() -> Iterator[tuple[str, str, list[Setting]]]:
+    """Yield the heading, the meaning and the keys of each table."""
     for heading, struct in tables():
-        yield f"## `{heading}`"
-        yield ""
-        yield " ".join((struct.__doc__ or "").split())
-        yield ""
-        yield "| key | value | default | changes | meaning |"
-        yield "|---|---|---|---|---|"
         kind = inspect.type_info(struct)
         assert isinstance(kind, inspect.StructType)
-        for field in kind.fields:
-            if _is_table(field.type):
-                continue
-            reload = "restart" if needs_restart(struct, field.name) else "live"
-            expected = expectation(field.type).replace('"', "`")
-            meaning = _meaning(field.type)
-            default = _default(field)
-            yield f"| `{field.encode_name}` | {expected} | {default} | {reload} | {meaning} |"
+        rows = [
+            Setting(
+                field.encode_name,
+                expectation(field.type).replace('"', "`"),
+                _default(field),
+                "restart" if needs_restart(struct, field.name) else "live",
+                _meaning(field.type),
+            )
+            for field in kind.fields
+            if not _is_table(field.type)
+        ]
+        yield heading, " ".join((struct.__doc__ or "").split()), rows
+
+
+def _settings() -> Iterator[str]:
+    """Yield the lines of each table of settings."""
+    for heading, meaning, rows in settings():
+        yield from (f"## `{heading}`", "", meaning, "")
+        yield "| key | value | default | changes | meaning |"
+        yield "|---|---|---|---|---|"
+        for row in rows:
+            yield f"| `{row.key}` | {' | '.join(row[1:])} |"
         yield ""
 
 

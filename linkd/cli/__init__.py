@@ -52,7 +52,7 @@ A module has `add(subparsers)`, which adds its parser and sets `run`, a function
 arguments that returns the exit code.
 """
 
-_GROUPS: dict[str, tuple[str, ...]] = {
+GROUPS: dict[str, tuple[str, ...]] = {
     "look": ("status", "events", "outages", "consumers", "log", "peers", "report"),
     "messages": ("publish", "subscribe", "token"),
     "set up": ("check", "invite", "join", "revoke", "completion"),
@@ -146,7 +146,7 @@ def _overview() -> str:
         "",
         "A resilient link between servers. `linkd COMMAND --help` has options and examples.",
     ]
-    for group, names in _GROUPS.items():
+    for group, names in GROUPS.items():
         lines += ["", f"{group}:", *(f"    {name:<12} {COMMANDS[name][1]}" for name in names)]
     return "\n".join(lines)
 

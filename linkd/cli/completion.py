@@ -1,36 +1,77 @@
-"""`linkd completion`: completion scripts for shells, and the manual page."""
+"""`linkd completion`: scripts that complete commands, options and peers in bash, zsh and fish."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
 
 from linkd.cli import exits
+from linkd.cli.exits import CommandError
+from linkd.cli.options import add_socket
 
-_SCRIPT: Final = """\
-# Put into ~/.bashrc: eval "$(linkd completion)"; for zsh the same in ~/.zshrc.
-[ -n "$ZSH_VERSION" ] && autoload -Uz bashcompinit && bashcompinit
+_BASH: Final = """\
+# Put into ~/.bashrc: eval "$(linkd completion bash)"
 _linkd() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}} command= each
+  local word=${{COMP_WORDS[COMP_CWORD]}} last=${{COMP_WORDS[COMP_CWORD-1]}}
+  local command= options= words= skip= each
+  COMPREPLY=()
   for each in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
-    case $each in -*) ;; *) command=$each; break ;; esac
+    if [ -n "$skip" ]; then skip=; continue; fi
+    case $each in
+      -c|--config|--socket) skip=yes ;;
+      -*) ;;
+      *) command=$each; break ;;
+    esac
   done
+  [ -z "$skip" ] || return 0  # a file: readline completes it
   case $command in
-{cases}
-    *) COMPREPLY=($(compgen -W "{commands}" -- "$word")); return ;;
+{commands}
   esac
-  case $word in
-    -*) COMPREPLY=($(compgen -W "$options" -- "$word")) ;;
-    *) [ -z "$peers" ] || peers=$(linkd completion --peers 2>/dev/null)
-       COMPREPLY=($(compgen -W "$peers" -- "$word")) ;;
+  case $command:$last in
+{values}
+    *) case $word in
+      -*) words=$options ;;
+      *) [ "$words" != peers ] || words=$(linkd completion --peers 2>/dev/null) ;;
+    esac ;;
   esac
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
 }}
 complete -o default -F _linkd linkd
 """
 
+_ZSH: Final = """\
+#compdef linkd
+# Put into ~/.zshrc, after compinit: source <(linkd completion zsh)
+# or save it as _linkd in a directory of $fpath.
+_linkd() {{
+  local command= skip= each
+  local -a options names
+  for each in "${{(@)words[2,CURRENT-1]}}"; do
+    if [[ -n $skip ]]; then skip=; continue; fi
+    case $each in
+      (-c|--config|--socket) skip=yes ;;
+      (-*) ;;
+      (*) command=$each; break ;;
+    esac
+  done
+  if [[ -n $skip ]]; then _files; return; fi
+  case $command in
+{commands}
+  esac
+  case $command:${{words[CURRENT-1]}} in
+{values}
+  esac
+  if [[ ${{words[CURRENT]}} == -* ]]; then _describe -o option options; return; fi
+  [[ $names != peers ]] || names=(${{(f)"$(linkd completion --peers 2>/dev/null)"}})
+  if (( $#names )); then _describe word names; else _files; fi
+}}
+if [[ $funcstack[1] == _linkd ]]; then _linkd "$@"; else compdef _linkd linkd; fi
+"""
+
 _FISH: Final = """\
-# Put into ~/.config/fish/config.fish: linkd completion --fish | source
+# Put into ~/.config/fish/config.fish: linkd completion fish | source
 function __linkd_in
     set -l words (commandline -opc)
     set -e words[1]
@@ -50,36 +91,39 @@ end
 complete -c linkd -f
 complete -c linkd -n 'not __linkd_in' -s c -l config -rF -d 'configuration file'
 complete -c linkd -n 'not __linkd_in' -l socket -rF -d "the daemon's socket"
-complete -c linkd -n '__linkd_in {peers}' -a '(linkd completion --peers 2>/dev/null)'
+complete -c linkd -n 'not __linkd_in' -l version -d 'print the version'
 {lines}
 """
 
-_PAGE: Final = """\
-.TH LINKD 8 "" "linkd {version}" "System Manager's Manual"
-.SH NAME
-linkd \\- a resilient link between servers
-.SH SYNOPSIS
-.B linkd
-[\\-c FILE] [\\-\\-socket PATH] COMMAND ...
-.SH DESCRIPTION
-One daemon on each host keeps a link to its peers: it notices a dead path in seconds, redials, and
-delivers each message once and in order. `linkd help` lists the commands by purpose.
-.SH COMMANDS
-{commands}
-.SH EXIT STATUS
-0 success; 1 a check, a drill or the service failed; 2 wrong usage or configuration; 3 no daemon
-answers; 4 the daemon refused it; 5 it took too long; 130 interrupted.
-With `linkd status \\-\\-check`: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
-.SH FILES
-/etc/linkd/linkd.toml, /etc/linkd/linkd.d/*.toml, /var/lib/linkd, /run/linkd/linkd.sock
-"""
+_PEERS: Final = "(linkd completion --peers 2>/dev/null)"
 
-_WITH_PEER: Final = frozenset({"status", "outages", "kick", "resync", "revoke", "drill"})
+_WITH_PEER: Final = frozenset({"status", "outages", "kick", "resync", "revoke"})
 """Commands whose next word is a peer's name."""
-
 
 _FILES: Final = frozenset({"FILE", "PATH", "DIR"})
 """What the value of an option is called where it is a file."""
+
+_GLOBAL: Final = "-c --config --socket --version -h --help"
+
+
+class Option(NamedTuple):
+    """An option of a command."""
+
+    names: tuple[str, ...]
+    about: str
+    value: str | None
+    """What its value is called; None: it takes none."""
+    choices: tuple[str, ...]
+
+
+class Command(NamedTuple):
+    """A command, with the options of its verbs."""
+
+    name: str
+    about: str
+    options: tuple[Option, ...]
+    words: tuple[str, ...]
+    """The words that may follow, `("peers",)` for the names of peers, or none."""
 
 
 def add(subparsers: Any) -> None:
@@ -87,107 +131,158 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "completion",
         help="print what bash, zsh or fish needs to complete commands",
-        description='Print a script for bash and zsh: eval "$(linkd completion)"; for fish: linkd'
-        " completion --fish | source.",
+        description="Print a script that completes commands, options and the names of peers. Its"
+        " first lines show where it belongs.",
     )
-    from linkd.cli.options import add_socket  # noqa: PLC0415
-
     add_socket(parser)
-    parser.add_argument("--fish", action="store_true", help="print the script for fish")
+    parser.add_argument(
+        "shell", nargs="?", choices=("bash", "zsh", "fish"), help="the shell that reads the script"
+    )
     parser.add_argument("--peers", action="store_true", help="print the names of all peers")
-    parser.add_argument("--man", action="store_true", help="print the manual page linkd(8)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the script, the manual page, or the peers' names, one a line."""
-    if arguments.man:
-        print(manual_page(), end="")
-        return exits.OK
+    """Print the script, or the peers' names, one a line."""
     if arguments.peers:
-        from linkd.cli import http  # noqa: PLC0415
+        from linkd.cli import http  # noqa: PLC0415 - the scripts need no daemon
 
         for link in http.get(arguments, "/v1/status").json()["links"]:
             print(link["peer"])
         return exits.OK
-    print(fish_script() if arguments.fish else script(), end="")
+    scripts = {"bash": bash_script, "zsh": zsh_script, "fish": fish_script}
+    if arguments.shell is None:
+        raise CommandError(exits.USAGE, f"expected a shell: {', '.join(scripts)}")
+    print(scripts[arguments.shell](), end="")
     return exits.OK
 
 
-def script() -> str:
-    """Return the script; commands and options are taken from the parsers."""
-    parsers = _parsers()
-    cases = []
-    for name, each in sorted(parsers.items()):
-        options = sorted(word for action in each._actions for word in action.option_strings)
-        peers = "yes" if name in _WITH_PEER else ""
-        cases.append(f'    {name}) local options="{" ".join(options)}" peers={peers} ;;')
-    return _SCRIPT.format(cases="\n".join(cases), commands=" ".join(sorted(parsers)))
+def bash_script() -> str:
+    """Return the script for bash; commands and options are taken from the parsers."""
+    found = commands()
+    lines = [f'    \'\') options="{_GLOBAL}" words="{" ".join(each.name for each in found)}" ;;']
+    for each in found:
+        options = " ".join(name for option in each.options for name in option.names)
+        lines.append(f'    {each.name}) options="{options}" words="{" ".join(each.words)}" ;;')
+    values = []
+    for places, option in _values(found):
+        if option.value in _FILES:
+            values.append(f"    {places}) return 0 ;;")
+        elif option.value == "PEER":
+            values.append(f"    {places}) words=$(linkd completion --peers 2>/dev/null) ;;")
+        else:
+            values.append(f'    {places}) words="{" ".join(option.choices)}" ;;')
+    return _BASH.format(commands="\n".join(lines), values="\n".join(values))
+
+
+def zsh_script() -> str:
+    """Return the script for zsh, with a description of each command and option."""
+    found = commands()
+    top = " ".join(_described(each.name, each.about) for each in found)
+    lines = [f"    ('') names=({top}) options=({_GLOBAL}) ;;"]
+    for each in found:
+        options = " ".join(
+            _described(name, option.about) for option in each.options for name in option.names
+        )
+        lines.append(f"    ({each.name}) options=({options}) names=({' '.join(each.words)}) ;;")
+    values = []
+    for places, option in _values(found):
+        if option.value in _FILES:
+            values.append(f"    ({places}) _files; return ;;")
+        else:
+            names = "peers" if option.value == "PEER" else " ".join(option.choices)
+            values.append(f"    ({places}) names=({names}) ;;")
+    return _ZSH.format(commands="\n".join(lines), values="\n".join(values))
 
 
 def fish_script() -> str:
-    """Return the script for fish; commands, options and their help are taken from the parsers."""
-    from linkd.cli import COMMANDS  # noqa: PLC0415
-
+    """Return the script for fish, with a description of each command and option."""
     lines = []
-    for name, parser in sorted(_parsers().items()):
-        about = _quoted(COMMANDS[name][1])
-        lines.append(f"complete -c linkd -n 'not __linkd_in' -a {name} -d {about}")
-        for action in parser._actions:
-            words = [f"complete -c linkd -n '__linkd_in {name}'"]
-            words += [
-                f"-{'l' if option.startswith('--') else 's'} {option.lstrip('-')}"
-                for option in action.option_strings
+    for each in commands():
+        inside = f"complete -c linkd -n '__linkd_in {each.name}'"
+        lines.append(
+            f"complete -c linkd -n 'not __linkd_in' -a {each.name} -d {_quoted(each.about)}"
+        )
+        if each.words:
+            words = _PEERS if each.words == ("peers",) else " ".join(each.words)
+            lines.append(f"{inside} -a {_quoted(words)}")
+        for option in each.options:
+            names = [
+                f"-{'l' if name.startswith('--') else 's'} {name.lstrip('-')}"
+                for name in option.names
             ]
-            if action.choices:
-                words.append(f"-a {_quoted(' '.join(map(str, action.choices)))}")
-            if action.option_strings and action.nargs != 0:
-                names_file = action.metavar in _FILES
-                words.append("-rF" if names_file else "-x")
-            if len(words) > 1:
-                lines.append(" ".join([*words, f"-d {_quoted(action.help or '')}"]))
-    return _FISH.format(peers=" ".join(sorted(_WITH_PEER)), lines="\n".join(lines))
+            if option.value is not None:
+                names.append("-rF" if option.value in _FILES else "-x")
+            if option.choices or option.value == "PEER":
+                offered = " ".join(option.choices) or _PEERS
+                names.append(f"-a {_quoted(offered)}")
+            lines.append(" ".join([inside, *names, f"-d {_quoted(option.about)}"]))
+    return _FISH.format(lines="\n".join(lines))
 
 
-def _quoted(text: str) -> str:
-    """Return text as one word of fish."""
-    escaped = text.replace("%%", "%").replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+def commands() -> list[Command]:
+    """Return every command with the options that its parser has."""
+    from linkd.cli import COMMANDS  # noqa: PLC0415 - which loads this module
+
+    found = []
+    for name, parser in sorted(parsers().items()):
+        options: dict[tuple[str, ...], Option] = {}
+        words: tuple[str, ...] = ("peers",) if name in _WITH_PEER else ()
+        for action in _actions(parser):
+            choices = tuple(map(str, action.choices or ()))
+            if action.option_strings:
+                value = None if action.nargs == 0 else str(action.metavar or action.dest)
+                key = tuple(action.option_strings)
+                options[key] = Option(key, about(parser, action), value, choices)
+            else:
+                words = words or choices
+        if name == "drill":
+            from linkd.cli.drill import LIVE_DRILLS  # noqa: PLC0415 - loaded already
+
+            words = LIVE_DRILLS
+        found.append(Command(name, COMMANDS[name][1], tuple(options.values()), words))
+    return found
 
 
-def manual_page() -> str:
-    """Return linkd(8) in roff: the help of every command."""
-    from linkd import __version__  # noqa: PLC0415
-    from linkd.cli import COMMANDS  # noqa: PLC0415
-
-    parsers = _parsers()
-    commands = []
-    for name, (_, line) in COMMANDS.items():
-        parsers[name].formatter_class = _wide
-        help_lines = _roff(parsers[name].format_help().rstrip())
-        commands += [f".SS linkd {name}", f"{_roff(line)}.", ".PP", ".nf", help_lines, ".fi"]
-    return _PAGE.format(version=__version__, commands="\n".join(commands))
+def about(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    """Return the help of an argument or option, with its default filled in."""
+    return parser._get_formatter()._expand_help(action) if action.help else ""
 
 
-def _wide(prog: str) -> argparse.HelpFormatter:
-    """Format for a page of 80 columns, whatever the terminal."""
-    return argparse.HelpFormatter(prog, width=72)
-
-
-def _roff(text: str) -> str:
-    """Return lines of text that roff prints verbatim."""
-    escaped = text.replace("\\", "\\e").replace("-", "\\-")
-    return "\n".join(
-        f"\\&{line}" if line[:1] in (".", "'") else line for line in escaped.split("\n")
-    )
-
-
-def _parsers() -> dict[str, argparse.ArgumentParser]:
+def parsers() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each command."""
-    from linkd.cli import COMMANDS  # noqa: PLC0415  # which loads this module
+    from linkd.cli import COMMANDS  # noqa: PLC0415 - which loads this module
     from linkd.cli.options import StrictParser  # noqa: PLC0415
 
     subparsers = StrictParser(prog="linkd").add_subparsers(parser_class=StrictParser)
     for module in sorted({module for module, _ in COMMANDS.values()}):
         importlib.import_module(f"linkd.cli.{module}").add(subparsers)
     return dict(subparsers.choices)
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Yield the actions of a parser and of the verbs below it."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _actions(below)
+
+
+def _values(found: Iterable[Command]) -> Iterator[tuple[str, Option]]:
+    """Yield each option with a value, after the patterns `COMMAND:OPTION` of shells."""
+    for each in found:
+        for option in each.options:
+            if option.value is not None:
+                yield "|".join(f"{each.name}:{name}" for name in option.names), option
+
+
+def _described(name: str, about: str) -> str:
+    """Return a name and its description as one word of zsh's `_describe`."""
+    return "'" + f"{name}:{about}".replace("'", "'\\''") + "'"
+
+
+def _quoted(text: str) -> str:
+    """Return text as one word of fish."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -17,7 +17,7 @@ MAX_WAIT_SECONDS: Final = 3600.0
 """As the daemon has them."""
 
 
-_EXAMPLES: Final = {
+EXAMPLES: Final = {
     "check": ("linkd check && systemctl reload linkd",),
     "status": ("linkd status --watch", "linkd status hub", "linkd status --check"),
     "publish": (
@@ -38,7 +38,7 @@ _EXAMPLES: Final = {
     "invite": ("linkd invite edge-1 --address hub.example.net --receive orders",),
     "join": ("linkd join CODE",),
     "report": ("sudo linkd report",),
-    "completion": ('eval "$(linkd completion)"',),
+    "completion": ('eval "$(linkd completion bash)"', "linkd completion fish | source"),
 }
 """Lines to copy below the help of a command."""
 
@@ -73,7 +73,7 @@ class StrictParser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Return the help, with examples at the end."""
-        examples = _EXAMPLES.get(self.prog.removeprefix("linkd "), ())
+        examples = EXAMPLES.get(self.prog.removeprefix("linkd "), ())
         lines = ["", "examples:", *(f"  {line}" for line in examples)] if examples else []
         return super().format_help() + "".join(f"{line}\n" for line in lines)
 
