@@ -24,6 +24,9 @@ MAX_RETRY_AFTER = 60.0
 NEXT_URL_DELAY = 0.05
 """Seconds before the next URL is tried, until a round has tried them all."""
 
+MAX_MOVE_SPREAD = 5.0
+"""The longest spread, in seconds, of a move to the next URL after a goodbye."""
+
 TCP_TIMEOUT = 2.0
 PATIENT_EVERY = 4
 """Every fourth round gives TCP the whole attempt instead of `TCP_TIMEOUT`."""
@@ -97,10 +100,21 @@ class Backoff:
         """Return the delay after a peer asked for one: at least that, up to twice that."""
         return min(retry_after, MAX_RETRY_AFTER) * (1 + self._random())
 
-    def sent_away(self, retry_after: float) -> float:
-        """Return the delay after a goodbye with a time: the next URL, if there is one, at once."""
+    def sent_away(self, retry_after: float, return_spread: float | None = None) -> float:
+        """Return the delay after a goodbye with a time; with several URLs, until the next one.
+
+        All dialers of a node that drains get its goodbye at once. They would all dial the next
+        node in the same instant, so the move is spread like a return, over a few seconds at most.
+
+        Args:
+            retry_after: Seconds that the peer asked for.
+            return_spread: Seconds that the listener announced, or None.
+        """
         self._round = []
-        return self.failed("busy", retry_after)
+        after = self.failed("busy", retry_after)
+        if self._urls == 1:
+            return after
+        return after + min(bounded_spread(return_spread), MAX_MOVE_SPREAD) * self._random()
 
     def rejected(self) -> float:
         """Return the delay after the peer refused us for a reason that an operator must fix."""

@@ -598,7 +598,7 @@ class Link:
             if state == "rejected":
                 after = backoff.rejected()
             elif input.retry_after is not None:
-                after = backoff.sent_away(input.retry_after)
+                after = backoff.sent_away(input.retry_after, input.return_spread)
             else:
                 after = backoff.lost(input.silent, stable, input.return_spread)
             self._dial(after)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from linkd.core.backoff import NEXT_URL_DELAY, Backoff, tcp_timeout
+from linkd.core.backoff import MAX_MOVE_SPREAD, NEXT_URL_DELAY, Backoff, tcp_timeout
 
 LEAST, MOST = 0.0, 1.0 - 2**-53
 
@@ -100,8 +100,24 @@ def test_a_goodbye_with_a_time_counts_as_a_failure_at_its_url() -> None:
     assert backoff(0.5).sent_away(2.0) == 3.0
     two = backoff(0.5, urls=2)
     two.failed("refused")
-    assert two.sent_away(2.0) == NEXT_URL_DELAY
+    assert two.sent_away(2.0) == pytest.approx(NEXT_URL_DELAY + 0.25)
     assert two.failed("busy", 8.0) == 3.0  # a round: the least of both
+
+
+@pytest.mark.parametrize(
+    ("announced", "spread"), [(None, 0.5), (0.0, 0.2), (4.0, 4.0), (30.0, MAX_MOVE_SPREAD)]
+)
+def test_a_crowd_that_is_sent_away_does_not_reach_the_next_url_in_one_instant(
+    announced: float | None, spread: float
+) -> None:
+    """It moves as it would return, over a few seconds at most: the next hub is there already."""
+    chance = random.Random(1)
+    moved = sorted(
+        Backoff(15.0, 5.0, chance.random, urls=2).sent_away(1.0, announced) for _ in range(1000)
+    )
+    assert NEXT_URL_DELAY <= moved[0] < 0.01 * spread + NEXT_URL_DELAY
+    assert 0.99 * spread < moved[-1] - NEXT_URL_DELAY <= spread
+    assert moved[500] - NEXT_URL_DELAY == pytest.approx(spread / 2, rel=0.1)
 
 
 def test_a_lost_connection_begins_a_new_round() -> None:

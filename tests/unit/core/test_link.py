@@ -166,6 +166,14 @@ def test_a_goodbye_that_says_when_is_obeyed() -> None:
     assert made.state == "waiting"
 
 
+def test_a_goodbye_that_says_when_moves_it_to_the_next_url_over_the_announced_spread() -> None:
+    made = Link("edge", "hub", Backoff(15.0, 5.0, lambda: 0.5, urls=2))
+    made.handle(Start(), 0.0)
+    up(made)
+    effects = made.handle(Lost(1, "stopped", "restart", 4.0, False, 3.0), 50.0)
+    assert only(effects, Dial) == Dial(1.55)
+
+
 def test_a_goodbye_for_a_clone_waits_for_a_person() -> None:
     made = up(link())
     effects = made.handle(Lost(1, "duplicate", "two hosts"), 50.0)
