@@ -21,6 +21,9 @@ LINK_PATH: Final = "/link"
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
+_CONTROLS: Final = bytes({*range(0x20), 0x7F} - {0x09})
+"""Bytes that no head contains but in its line ends. Source: RFC 9110 section 5.5."""
+
 TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
 """The beginnings of a TLS alert and of a TLS handshake. Source: RFC 8446 section 5.1."""
 
@@ -39,8 +42,18 @@ class HttpHead(NamedTuple):
         return int(text) if int(text) <= most else None
 
 
+def has_controls(raw: bytes) -> bool:
+    """Return whether a head contains control characters other than tabs and the CRLF of its lines.
+
+    Parsers differ in which of them end a line: then a value of one is a header of the other.
+    """
+    return len(raw) - len(raw.translate(None, _CONTROLS)) != 2 * raw.count(b"\r\n")
+
+
 def parse_head(raw: bytes) -> HttpHead | None:
     """Return the head of a request or an answer, without its empty line; None if malformed."""
+    if has_controls(raw):
+        return None
     lines = raw.decode("latin-1").split("\r\n")
     first = lines[0].split(" ", 2)
     if len(first) < 2:

@@ -275,12 +275,17 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
                 self._refuse(431, "protocol", f"a request's head has more than {limit} bytes")
             if end < 0 or end > limit:
                 return
+            if http_head.has_controls(self.data[:end]):
+                self._refuse(400, "protocol", "a request's head has control characters")
+                return
             if not self.data.startswith(b"POST "):
                 break
             if not self._posted(end):
                 return
         upgrade = http_head.usual_upgrade(self.data[:end])
         if upgrade is None:
+            # A line ends at 0x85 for Autobahn; it is part of many letters in UTF-8.
+            self.data = self.data[:end].replace(b"\x85", b"?") + self.data[end:]
             super().processHandshake()
         else:
             self._upgrade(upgrade, end)

@@ -218,6 +218,7 @@ def frame(payload: bytes, first: int = 0x82) -> bytes:
         (b"POST /token HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
         (b"POST /elsewhere HTTP/1.1\r\nHost: hub\r\n\r\n", b"404"),
         (b"POST /token HTTP/1.1\r\n bad\r\n\r\n", b"400"),
+        (b"POST /token HTTP/1.1\r\nHost: h\nX: y\r\n\r\n", b"400"),
         (b"POST /token HTTP/1.1\r\nHost: h\r\n\r\n" * 9, b"400"),
     ],
 )
@@ -246,6 +247,11 @@ async def test_bytes_that_are_no_request(hub: Hub, sent: bytes, status: bytes) -
         ("other", {"Linkd_Proof": ""}, 401, "rejected"),
         ("other", {"Linkd_Nonce": "made-up"}, 401, "rejected"),
         ("other", {"Linkd_Nonce": ""}, 401, "rejected"),
+        ("other", {"Linkd_Peer": "hub\vX: y"}, 400, "protocol"),
+        ("other", {"Linkd_Peer": "hub\rX: y"}, 400, "protocol"),
+        ("other", {"Linkd_Peer": "hub\nOrigin: y"}, 400, "protocol"),
+        ("other", {"User_Agent": "\0"}, 400, "protocol"),
+        ("", {"Connection": "x, Upgrade", "X": "\x85Linkd-Node: other"}, 403, "rejected"),
     ],
 )
 @pytest_twisted.ensureDeferred

@@ -14,7 +14,7 @@ from linkd.config import LimitSettings
 from linkd.core.backoff import Backoff
 from linkd.net.admission import ConnectionLimiter
 from linkd.net.connect import Resolver, interleave
-from linkd.net.http_head import parse_head, usual_upgrade
+from linkd.net.http_head import has_controls, parse_head, usual_upgrade
 from linkd.net.linux import NetworkMonitor
 from linkd.net.websocket import MESSAGE, apply_mask, put, take
 from linkd.protocol.peer import MAX_MESSAGE_BYTES as MOST
@@ -168,6 +168,25 @@ def test_a_usual_upgrade_is_parsed_here() -> None:
 )
 def test_any_other_upgrade_is_left_to_autobahn(old: str, new: str) -> None:
     assert usual_upgrade(USUAL.replace(old, new).encode()) is None
+
+
+@pytest.mark.parametrize(
+    "control", ["\r", "\n", "\v", "\f", "\0", "\x1c", "\x1e", "\x7f", "\r\r\n"]
+)
+@pytest.mark.parametrize("place", ["User-Agent: x", "Linkd-Node: ed", "GET /li", "Ho"])
+def test_a_head_with_control_characters_is_none(control: str, place: str) -> None:
+    """Autobahn takes VT, FF and 0x1C to 0x1E for the end of a line, we took them for a value's."""
+    raw = USUAL.replace(place, place + control, 1).encode("latin-1")
+    assert raw != USUAL.encode()
+    assert has_controls(raw)
+    assert parse_head(raw) is None
+    assert usual_upgrade(raw) is None
+
+
+def test_tabs_and_letters_of_other_languages_are_no_control_characters() -> None:
+    raw = USUAL.replace("User-Agent: x", "User-Agent:\tÅlesund").encode()
+    assert not has_controls(raw)
+    assert usual_upgrade(raw) is not None
 
 
 def test_a_burst_of_network_changes_is_told_once() -> None:
