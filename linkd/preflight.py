@@ -8,10 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from linkd.config import Config
+from linkd.config import Config, PeerSettings, parse_url
 from linkd.errors import ConfigError, Unavailable
 from linkd.net.auth import load_secret
 from linkd.net.certificates import load_certificates, load_key_pair
+from linkd.net.proxy import choose_proxy, load_credentials
 from linkd.net.tls import AUTHORITY_FILE
 from linkd.status import CertificateRole
 
@@ -94,6 +95,7 @@ def _reads(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
         yield from _secret(f"{name}.secret_file", peer.secret_file)
         yield from _authority(f"{name}.ca", peer.ca)
         yield from _pair(f"{name}.certificate", peer.certificate, peer.key)
+        yield from _proxy(f"{name}.proxy", peer)
 
 
 def _to_be_made(config: Config, path: str | None) -> bool:
@@ -110,6 +112,15 @@ def _secret(key: str, path: str | None) -> Iterator[tuple[str, Callable[[], obje
     """Yield a secret, if the setting is present."""
     if path is not None and not _hidden(path):
         yield key, lambda: load_secret(path)
+
+
+def _proxy(key: str, peer: PeerSettings) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield the choice of a proxy, which may depend on the environment, and its credentials."""
+    path = peer.proxy_secret_file
+    if path is not None and not _hidden(path):
+        yield f"{key}_secret_file", lambda: load_credentials(path)
+    if peer.proxy is not None:
+        yield key, lambda: [choose_proxy(peer.proxy, parse_url(url)) for url in peer.dial]
 
 
 def _hidden(path: str) -> bool:

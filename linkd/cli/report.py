@@ -29,6 +29,9 @@ CALLS: Final = {
 }
 """What the daemon is asked for."""
 
+SHORTEST: Final = 4
+"""Shorter passwords of proxies are not looked for: they are parts of many words."""
+
 JOURNAL: Final = ("journalctl", "--unit=linkd", "--lines=1000", "--no-pager", "--output=short-iso")
 
 
@@ -113,6 +116,7 @@ def _journal() -> str:
 def _secrets(arguments: argparse.Namespace) -> Iterator[str]:
     """Yield every secret of the configuration that this user can read: none may be in the file."""
     from linkd.net.auth import load_secret  # noqa: PLC0415 - it loads cryptography
+    from linkd.net.proxy import load_credentials  # noqa: PLC0415 - it loads Twisted
 
     try:
         config = configuration(arguments)
@@ -125,3 +129,12 @@ def _secrets(arguments: argparse.Namespace) -> Iterator[str]:
                 yield load_secret(path).decode(errors="replace")
             except (ConfigError, Unavailable):
                 continue
+    for path in {peer.proxy_secret_file for peer in config.peers}:
+        if path is not None:
+            try:
+                credentials = load_credentials(path)
+            except (ConfigError, Unavailable):
+                continue
+            yield credentials.basic()
+            if len(credentials.password) >= SHORTEST:
+                yield credentials.password

@@ -1,6 +1,14 @@
 """The configuration: one typed table of settings, read from TOML files, checked before use."""
 
-from linkd.config.addresses import Url, is_loopback, parse_address, parse_url
+from linkd.config.addresses import (
+    ENVIRONMENT,
+    ProxyUrl,
+    Url,
+    is_loopback,
+    parse_address,
+    parse_proxy,
+    parse_url,
+)
 from linkd.config.loading import UnreadableConfig, files, load
 from linkd.config.reload import Change, apply_live, changes
 from linkd.config.settings import (
@@ -18,6 +26,7 @@ from linkd.config.settings import (
 )
 
 __all__ = [
+    "ENVIRONMENT",
     "ApiKey",
     "ApiSettings",
     "Change",
@@ -29,6 +38,7 @@ __all__ = [
     "LogSettings",
     "NodeSettings",
     "PeerSettings",
+    "ProxyUrl",
     "ReconnectSettings",
     "UnreadableConfig",
     "Url",
@@ -38,5 +48,6 @@ __all__ = [
     "is_loopback",
     "load",
     "parse_address",
+    "parse_proxy",
     "parse_url",
 ]

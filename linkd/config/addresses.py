@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 DEFAULT_PATH = "/link"
+ENVIRONMENT = "environment"
+"""The value of `proxy` that asks the environment variables."""
+
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
@@ -59,6 +63,55 @@ def parse_url(text: str) -> Url:
     secure = parts.scheme == "wss"
     path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
     return Url(secure, host, port or (443 if secure else 80), path)
+
+
+class ProxyUrl(msgspec.Struct, frozen=True):
+    """A proxy through which a peer is dialed.
+
+    Args:
+        scheme: `http` for HTTP CONNECT, `socks5` for SOCKS version 5.
+        host: A name or an address, without brackets.
+        port: TCP port.
+    """
+
+    scheme: Literal["http", "socks5"]
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Return the whole URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def parse_proxy(text: str) -> ProxyUrl:
+    """Return the parts of `http://HOST:PORT` or `socks5://HOST:PORT`; `socks5h` is `socks5`.
+
+    The port is required: programs disagree on the default.
+
+    Raises:
+        ValueError: What was expected; never a part of `text`, which may contain a password.
+    """
+    expected = 'expected "http://HOST:PORT" or "socks5://HOST:PORT"'
+    if "@" in text:
+        raise ValueError(
+            f"{expected}: no user and no password belong there: write USER:PASSWORD into a file"
+            " and name it in `proxy_secret_file`"
+        )
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError(f"{expected}: this is no URL") from None
+    if parts.scheme == "https":
+        raise ValueError(f"{expected}: linkd does not speak TLS to a proxy")
+    if parts.scheme not in ("http", "socks5", "socks5h"):
+        raise ValueError(f"{expected}: another scheme was given")
+    if not is_host(host) or not port:
+        raise ValueError(f"{expected}: host or port is missing or malformed")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"{expected}: nothing belongs behind the port")
+    return ProxyUrl("http" if parts.scheme == "http" else "socks5", host, port)
 
 
 def parse_address(text: str) -> tuple[str, int]:

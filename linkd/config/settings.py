@@ -22,7 +22,17 @@ CHANNEL_PATTERN = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
 CONSUMER_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 DEFAULT_FILE = Path("/etc/linkd/linkd.toml")
 PATHS = frozenset(
-    {"state_dir", "socket", "secret_file", "certificate", "key", "private_key", "ca", "client_ca"}
+    {
+        "state_dir",
+        "socket",
+        "secret_file",
+        "certificate",
+        "key",
+        "private_key",
+        "ca",
+        "client_ca",
+        "proxy_secret_file",
+    }
 )
 """Keys whose values are paths."""
 
@@ -297,6 +307,18 @@ class PeerSettings(Settings, frozen=True, kw_only=True):
         tuple[str, ...],
         _meta("URLs, tried in turn: `wss://HOST:PORT/link`; absent: the peer dials this node."),
     ] = ()
+    proxy: Annotated[
+        str | None,
+        _meta(
+            "Dial through a proxy, which looks the peer's name up: `http://HOST:PORT` (CONNECT) or"
+            " `socks5://HOST:PORT`; `environment`: as `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and"
+            " `NO_PROXY` say. Absent: directly, whatever the environment says."
+        ),
+    ] = None
+    proxy_secret_file: Annotated[
+        str | None,
+        _meta("File whose first line is `USER:PASSWORD` for the proxy, mode 0600 or 0640."),
+    ] = None
     send: Annotated[tuple[str, ...], _meta("Patterns: what of this node's log goes to it.")] = ()
     receive: Annotated[
         tuple[str, ...],

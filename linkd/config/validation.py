@@ -12,7 +12,13 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from linkd.config.addresses import is_loopback, parse_address, parse_url
+from linkd.config.addresses import (
+    ENVIRONMENT,
+    is_loopback,
+    parse_address,
+    parse_proxy,
+    parse_url,
+)
 from linkd.config.settings import NAME_PATTERN, PATHS, Config, PeerSettings, Settings
 from linkd.protocol.channels import (
     MAX_WANTS,
@@ -26,6 +32,7 @@ Problem = tuple[tuple[str | int, ...], str]
 """Where, as keys and indexes, and what."""
 
 _ROOT = inspect.type_info(Config)
+_USER_INFO = re.compile("//.*@", re.DOTALL)
 
 
 def shape_errors(tables: Mapping[str, Any]) -> list[Problem]:
@@ -42,10 +49,11 @@ def missing(tables: Mapping[str, Any]) -> list[Problem]:
 
 
 def quote(value: object) -> str:
-    """Return a value as TOML would have it, shortened for a message."""
+    """Return a value as TOML would have it, shortened for a message; without a URL's password."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
+        value = _USER_INFO.sub("//…@", value)
         return json.dumps(value if len(value) <= 60 else value[:60] + "…", ensure_ascii=False)
     if isinstance(value, dict):
         return "a table"
@@ -404,6 +412,7 @@ def _peers(config: Config) -> Iterator[Problem]:
         yield from _pair(place, peer.certificate, peer.key)
         yield from _identity(config, peer, place)
         yield from _dial(peer, place)
+        yield from _proxy(peer, place)
         if not peer.dial and config.listen is None:
             yield (
                 (*place, "dial"),
@@ -459,3 +468,18 @@ def _dial(peer: PeerSettings, place: tuple[str | int, ...]) -> Iterator[Problem]
                 here,
                 f"{quote(text)} without TLS can't show a certificate: expected `secret_file`",
             )
+
+
+def _proxy(peer: PeerSettings, place: tuple[str | int, ...]) -> Iterator[Problem]:
+    """A proxy is for a peer that is dialed; its URL is well formed, and is never shown."""
+    if peer.proxy is None:
+        if peer.proxy_secret_file:
+            yield (*place, "proxy"), "missing: `proxy_secret_file` is for a proxy"
+        return
+    if not peer.dial:
+        yield (*place, "proxy"), "a proxy is for dialing, and this peer has no `dial`"
+    if peer.proxy != ENVIRONMENT:
+        try:
+            parse_proxy(peer.proxy)
+        except ValueError as error:
+            yield (*place, "proxy"), f'{error}; or "{ENVIRONMENT}"'

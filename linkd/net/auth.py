@@ -182,13 +182,12 @@ def secret_path(name: str | os.PathLike[str]) -> Path:
     return Path(directory) / bare
 
 
-def load_secret(path: str | os.PathLike[str]) -> bytes:
-    """Return the secret in a file, without white space around it; see `secret_path` for names.
+def read_secret_file(path: str | os.PathLike[str]) -> tuple[Path, bytes]:
+    """Return the path and the content of a file with a secret; see `secret_path` for names.
 
     Raises:
-        ConfigError: It can't be read, others than owner and group may read or write it, it begins
-            with a byte order mark, or has fewer than 32 characters. The message says what to do and
-            never holds any of the secret.
+        ConfigError: It can't be read, others than owner and group may read or write it, or it
+            begins with a byte order mark. The message never contains any of the secret.
         Unavailable: It can't be read now; the reason may pass.
     """
     place = secret_path(path)
@@ -212,6 +211,17 @@ def load_secret(path: str | os.PathLike[str]) -> bytes:
             f"{place}: the secret begins with a byte order mark (BOM), which the other end may not"
             " have: save it as plain text without one"
         )
+    return place, content
+
+
+def load_secret(path: str | os.PathLike[str]) -> bytes:
+    """Return the secret in a file, without white space around it.
+
+    Raises:
+        ConfigError: As `read_secret_file`, or it has fewer than 32 characters.
+        Unavailable: It can't be read now; the reason may pass.
+    """
+    place, content = read_secret_file(path)
     secret = content.strip()
     characters = len(secret.decode("utf-8", "replace"))
     if characters < MIN_SECRET_CHARACTERS:

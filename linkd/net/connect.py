@@ -22,9 +22,10 @@ from twisted.internet.interfaces import IAddress, IProtocol
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 
-from linkd.config import Url
-from linkd.errors import AttemptFailed, FailureKind
+from linkd.config import ProxyUrl, Url
+from linkd.errors import AttemptFailed, ConfigError, FailureKind
 from linkd.net.linux import format_address, limit_segment
+from linkd.net.proxy import Credentials, TunnelFactory, choose_proxy, late, make_handshake
 from linkd.net.timers import cancel
 from linkd.net.tls import ClientTls
 
@@ -149,6 +150,7 @@ class Attempt(BaseConnector):
         reactor: Clock and sockets.
 
     Attributes:
+        proxy: The proxy whose addresses are dialed in place of the target's, if there is one.
         failure: Why it failed, once it has.
         failed_address: The address that failed last, for the next attempt to begin behind it.
     """
@@ -160,6 +162,7 @@ class Attempt(BaseConnector):
         self._net = reactor
         self.budget = budget
         self.began = reactor.seconds()
+        self.proxy: ProxyUrl | None = None
         self.failure: AttemptFailed | None = None
         self.failed_address: str | None = None
         self.resolver: Resolver = factory.resolver
@@ -180,6 +183,15 @@ class Attempt(BaseConnector):
         kind: FailureKind = self._dialer.closed_kind(self.target)
         return kind
 
+    @property
+    def _next_hop(self) -> Url | ProxyUrl:
+        """Where TCP goes."""
+        return self.proxy or self.target
+
+    def _where(self) -> str:
+        """Return target and proxy, for display."""
+        return f"{self.target}{f' through {self.proxy}' if self.proxy else ''}"
+
     def getDestination(self) -> Any:
         """Return the destination, for display."""
         return str(self.target)
@@ -195,16 +207,18 @@ class Attempt(BaseConnector):
             return
         seconds = f"{self.reactor.seconds() - self.began:.1f} s"
         if self._lookup is not None:
-            detail = f"the name look-up of {self.target} was not done within {seconds}"
+            detail = f"the name look-up of {self._next_hop} was not done within {seconds}"
             self._fail(AttemptFailed("unreachable", "dns", detail))
             return
         for candidate in self._candidates:
-            if candidate.answered:
-                late = f"the handshake was not done within {seconds}"
-                self._answers.append(AttemptFailed("broken", "unreachable", late))
-                self._note(candidate, late)
+            if candidate.is_tunneling:
+                self._note(candidate, late(self.reactor.seconds() - self.began).detail)
+            elif candidate.answered:
+                detail = f"the handshake was not done within {seconds}"
+                self._answers.append(AttemptFailed("broken", "unreachable", detail))
+                self._note(candidate, detail)
             else:
-                self._note(candidate, "no answer")
+                self._note_tcp(candidate, "no answer")
         self._fail(self._verdict())
 
     def loseConnection(self) -> None:
@@ -224,13 +238,19 @@ class Attempt(BaseConnector):
     def _begin(self) -> None:
         if self._ended:
             return
-        self._lookup = self.resolver.resolve(self.target.host)
+        try:
+            self.proxy = choose_proxy(self._dialer.settings.proxy, self.target)
+        except ConfigError as error:
+            self._fail(AttemptFailed("rejected", "rejected", f"{self.target}: {error}"))
+            return
+        self._lookup = self.resolver.resolve(self._next_hop.host)
         self._lookup.addCallbacks(self._resolved, self._unresolved)
 
     def _unresolved(self, reason: Failure) -> None:
         self._lookup = None
         if not isinstance(reason.value, CancelledError):
-            self._fail(AttemptFailed("unreachable", "dns", str(reason.value)))
+            detail = f"{self._where()}: {reason.value}" if self.proxy else str(reason.value)
+            self._fail(AttemptFailed("unreachable", "dns", detail))
 
     def _resolved(self, addresses: list[str]) -> None:
         self._lookup = None
@@ -252,16 +272,20 @@ class Attempt(BaseConnector):
                 self._fail(self._verdict())
             return
         address = self._addresses.pop(0)
-        self._dialer.dialing(self, format_address(address, self.target.port))
+        self._dialer.dialing(self, format_address(address, self._next_hop.port))
         if self._ended:
             return
         candidate = Candidate(self, address)
-        left = self.budget.whole - (self.reactor.seconds() - self.began)
-        timeout = max(0.01, min(self.budget.tcp, left))
         self._candidates.append(candidate)
-        connector = self._net.connectTCP(address, self.target.port, candidate, timeout)
+        port = self._next_hop.port
+        connector = self._net.connectTCP(address, port, candidate, self._tcp_timeout())
         limit_segment(connector.transport, self._dialer.segment_bytes)
         self._next_after(STAGGER)
+
+    def _tcp_timeout(self) -> float:
+        """Return the seconds that TCP, or a proxy's answer, may take from now on."""
+        left: float = self.budget.whole - (self._net.seconds() - self.began)
+        return max(0.01, min(self.budget.tcp, left))
 
     def _next_after(self, seconds: float) -> None:
         """Schedule the next address, if there is one."""
@@ -293,8 +317,21 @@ class Attempt(BaseConnector):
         self._addresses += [each.address for each in waiting]
         self._passed_over.update(each.address for each in waiting)
         self._next_after(max(STAGGER, self.budget.whole / (self._count + 1)))
+        if self.proxy is not None:
+            wrapped = self._tunnel(self.proxy, candidate, wrapped)
         built: IProtocol | None = wrapped.buildProtocol(address)
         return built
+
+    def _tunnel(self, proxy: ProxyUrl, candidate: Candidate, wrapped: Any) -> TunnelFactory:
+        """Return the factory for the protocol that asks the proxy for a tunnel.
+
+        It has as long as TCP: it is the TCP connection to the peer that the proxy waits for.
+        """
+        credentials, candidate.credentials = candidate.credentials, None
+        has_worked = self._dialer.has_worked(self.target)
+        handshake = make_handshake(proxy, self.target, credentials, has_worked)
+        candidate.is_tunneling = True
+        return TunnelFactory(candidate, handshake, wrapped, self._tcp_timeout())
 
     def begin(self, candidate: Candidate, address: IAddress | None) -> IProtocol | None:
         """Build the WebSocket protocol, once TCP is established."""
@@ -330,22 +367,26 @@ class Attempt(BaseConnector):
                 return
         else:
             self._refused |= isinstance(failure.value, error.ConnectionRefusedError)
-            self._note(candidate, _short(failure))
+            self._note_tcp(candidate, _short(failure))
         self._next_address()
+
+    def _note_tcp(self, candidate: Candidate, problem: str) -> None:
+        """Record that TCP to one address failed."""
+        self._note(candidate, f"the proxy: {problem}" if self.proxy else problem)
 
     def _note(self, candidate: Candidate, problem: str) -> None:
         """Record the failure of one address; a URL with a literal address names it already."""
-        host, self.failed_address = self.target.host, candidate.address
+        host, self.failed_address = self._next_hop.host, candidate.address
         if isIPAddress(host) or isIPv6Address(host.partition("%")[0]):
             self._problems.append(problem)
         else:
             self._problems.append(
-                f"{format_address(candidate.address, self.target.port)}: {problem}"
+                f"{format_address(candidate.address, self._next_hop.port)}: {problem}"
             )
 
     def _verdict(self) -> AttemptFailed:
         """Return why the attempt failed, preferably at an address that answered."""
-        detail = f"{self.target}: {'; '.join(self._problems)}"
+        detail = f"{self._where()}: {'; '.join(self._problems)}"
         for kind in _DECISIVE:
             alike = [each for each in self._answers if each.kind == kind]
             if alike:
@@ -389,6 +430,8 @@ class Candidate(ClientFactory):
         attempt: Whose address it is.
         address: The address alone, without a port.
         answered: TCP is established.
+        is_tunneling: The proxy at this address has not opened its tunnel yet.
+        credentials: For the proxy, until the tunnel takes them.
         secret: The shared secret, until the connection takes it.
         tls: The dialer's side of TLS, if the URL asks for it.
     """
@@ -398,7 +441,8 @@ class Candidate(ClientFactory):
     def __init__(self, attempt: Attempt, address: str) -> None:
         self.attempt = attempt
         self.address = address
-        self.answered = False
+        self.answered = self.is_tunneling = False
+        self.credentials: Credentials | None = None
         self.secret: bytes | None = None
         self.tls: ClientTls | None = None
         self.failure: AttemptFailed | None = None

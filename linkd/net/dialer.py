@@ -30,6 +30,7 @@ from linkd.net.auth import MAX_NONCE_CHARACTERS, load_secret, prove, verify
 from linkd.net.connect import Attempt, Budget, Candidate, Inner, Resolver
 from linkd.net.connection import ABORT_AFTER, Connection, LinkPort
 from linkd.net.linux import ended, format_address, tune
+from linkd.net.proxy import load_credentials
 from linkd.net.timers import ExactTimer, cancel
 from linkd.net.tls import certificate_expires, client_context
 from linkd.net.websocket import ClientFactory, ClientProtocol, ConnectingRequest
@@ -181,7 +182,7 @@ class DialerConnection(Connection, ClientProtocol):
 
     def _is_foreign(self, head: http_head.HttpHead) -> bool:
         """Return whether a proxy answers at a URL behind which linkd has answered in this run."""
-        has_worked = self.candidate.target in self.factory.spreads
+        has_worked = self.factory.has_worked(self.candidate.target)
         return has_worked and http_head.REASON_HEADER.lower() not in head.headers
 
     def failHandshake(self, reason: str) -> None:
@@ -502,6 +503,8 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         try:
             if self.settings.secret_file is not None:
                 candidate.secret = load_secret(self.settings.secret_file)
+            if self.settings.proxy_secret_file is not None:
+                candidate.credentials = load_credentials(self.settings.proxy_secret_file)
             if not candidate.target.secure:
                 return inner
             creator: Any = client_context(self.settings, candidate.target.host)
@@ -541,6 +544,10 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         self.spreads[candidate.target] = hello.return_spread or DEFAULT_SPREAD
         connection.return_spread = hello.return_spread or None
         self.port.greeted(connection, hello)
+
+    def has_worked(self, target: Url) -> bool:
+        """Return whether the peer has answered at this URL in this run."""
+        return target in self.spreads
 
     def closed_kind(self, target: Url) -> FailureKind:
         """Return what a reset or close within the handshake means.

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from twisted.internet import error
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.base import BaseConnector
-from twisted.internet.defer import succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -21,9 +21,9 @@ from linkd.net.listener import Listener
 from tests.support.net_lab import Link, Nodes, secret_file, settings
 from tests.support.pipe import Pipe
 
-Temper = Literal["silent", "refusing", "mute", "bad-gateway", "foreign", "closing", "good"]
+Temper = Literal["silent", "refusing", "mute", "bad-gateway", "foreign", "closing", "good", "proxy"]
 """How a host answers: not at all, with a reset, with TCP alone, with 502, with a 404 that is not
-linkd's, by closing, as a linkd."""
+linkd's, by closing, as a linkd, as a proxy."""
 
 STEP: Final = 0.005
 ROUND_TRIP: Final = 0.002
@@ -80,12 +80,7 @@ class _Line(BaseConnector):
         near = self.buildProtocol(self._hosts.place(self._address))
         if near is None:
             return
-        far: Any
-        if temper == "good":
-            far = self._hosts.listener.buildProtocol(IPv4Address("TCP", "192.0.2.1", 40_000))
-        else:
-            far = _Answering(temper)
-        self._pipe = Pipe(self._hosts, _Joined(self, near), far)
+        self._pipe = Pipe(self._hosts, near, self._hosts.far_end(temper), self)
         self._hosts.pipes.append(self._pipe)
 
     def abortConnection(self) -> None:
@@ -96,20 +91,22 @@ class _Line(BaseConnector):
             self._pipe.near.abortConnection()
 
 
-class _Joined:
-    """A protocol whose connector hears of its end, as Twisted's does."""
+class _Proxying(Protocol):
+    """A proxy that gives one answer to all that a client sends; behind a good one is the hub."""
 
-    def __init__(self, line: _Line, protocol: Any) -> None:
-        self._line = line
-        self._protocol = protocol
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts = hosts
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._protocol, name)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Pass it on to both."""
-        self._protocol.connectionLost(reason)
-        self._line.connectionLost(reason)
+    def dataReceived(self, data: bytes) -> None:
+        """Answer."""
+        transport: Any = self.transport
+        hosts = self._hosts
+        hosts.asked.append(data)
+        answer, opens = hosts.answers[min(len(hosts.asked), len(hosts.answers)) - 1]
+        transport.write(answer)
+        if opens:
+            transport.protocol = hosts.far_end("good")
+            transport.protocol.makeConnection(transport)
 
 
 class Hosts(Clock):
@@ -119,19 +116,30 @@ class Hosts(Clock):
         directory: For the secret.
         tempers: Of each address, in the order of the look-up.
         connect_timeout: Of the dialer.
+        changes: Of the dialer's settings.
 
     Attributes:
+        answers: Of a proxy, one after the other, and whether the tunnel is open behind it.
+        asked: What a proxy got.
+        looked_up: Names.
         tempers: By address; may change.
         dialed: Addresses in the order of their TCP attempts.
         link: The dialer's.
     """
 
     def __init__(
-        self, directory: Path, tempers: Iterable[Temper], connect_timeout: float = 5.0
+        self,
+        directory: Path,
+        tempers: Iterable[Temper],
+        connect_timeout: float = 5.0,
+        **changes: Any,
     ) -> None:
         super().__init__()
         self.advance(1000.25)
         self.tempers = {address(index): temper for index, temper in enumerate(tempers)}
+        self.answers: list[tuple[bytes, bool]] = []
+        self.asked: list[bytes] = []
+        self.looked_up: list[str] = []
         self.dialed: list[str] = []
         self.pipes: list[Pipe] = []
         secret = secret_file(directory)
@@ -139,10 +147,20 @@ class Hosts(Clock):
         nodes = Nodes("hub", {"edge": (PeerSettings(name="edge", secret_file=secret), at_hub)})
         self.listener = Listener(nodes, settings(), self)
         self.link = Link("edge", "hub")
-        resolver = Resolver(self, lambda _: succeed(list(self.tempers)))
-        peer = PeerSettings(name="hub", dial=(URL,), secret_file=secret)
+        resolver = Resolver(self, self._look_up)
+        peer = PeerSettings(**{"name": "hub", "dial": (URL,), "secret_file": secret, **changes})
         origin = DialerContext("edge", "boot", self, resolver)
         self.dialer = LinkDialer(self.link, peer, origin, connect_timeout)
+
+    def _look_up(self, name: str) -> Deferred[list[str]]:
+        self.looked_up.append(name)
+        return succeed(list(self.tempers))
+
+    def far_end(self, temper: Temper) -> Any:
+        """Return the protocol of a host."""
+        if temper == "good":
+            return self.listener.buildProtocol(IPv4Address("TCP", "192.0.2.1", 40_000))
+        return _Proxying(self) if temper == "proxy" else _Answering(temper)
 
     def place(self, address: str) -> Any:
         """Return an address as Twisted has it."""

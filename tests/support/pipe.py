@@ -17,12 +17,14 @@ class Transport:
         written: What has not been taken over to the other end.
         writes: Moments of writing, in seconds on the clock.
         aborted: It was aborted.
+        connector: Hears of the end too, where it is set.
     """
 
     def __init__(self, clock: Clock, host: str, port: int) -> None:
         self.clock = clock
         self.address = IPv4Address("TCP", host, port)
         self.protocol: Any = None
+        self.connector: Any = None
         self.other: Transport | None = None
         self.producer: Any = None
         self.written = b""
@@ -74,14 +76,17 @@ class Transport:
         if not self.gone:
             self.gone = True
             self.protocol.connectionLost(Failure(why))
+            if self.connector is not None:
+                self.connector.connectionLost(Failure(why))
 
 
 class Pipe:
     """Two protocols that hear each other while `cut` is False."""
 
-    def __init__(self, clock: Clock, near: Any, far: Any) -> None:
+    def __init__(self, clock: Clock, near: Any, far: Any, connector: Any = None) -> None:
         self.clock = clock
         self.near = Transport(clock, "192.0.2.1", 40_000)
+        self.near.connector = connector
         self.far = Transport(clock, "192.0.2.2", 9443)
         self.near.other, self.far.other = self.far, self.near
         self.cut = False

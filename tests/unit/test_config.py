@@ -23,6 +23,7 @@ from linkd.config import (
     ListenSettings,
     NodeSettings,
     PeerSettings,
+    ProxyUrl,
     Url,
     apply_live,
     changes,
@@ -30,6 +31,7 @@ from linkd.config import (
     is_loopback,
     load,
     parse_address,
+    parse_proxy,
     parse_url,
 )
 from linkd.config.loading import UnreadableConfig
@@ -288,6 +290,28 @@ class TestAddresses:
         assert parse_url(str(url)) == url
 
     @pytest.mark.parametrize(
+        ("text", "proxy", "printed"),
+        [
+            ("http://proxy:3128", ProxyUrl("http", "proxy", 3128), "http://proxy:3128"),
+            ("socks5://[::1]:1/", ProxyUrl("socks5", "::1", 1), "socks5://[::1]:1"),
+            ("SOCKS5H://192.0.2.1:1", ProxyUrl("socks5", "192.0.2.1", 1), "socks5://192.0.2.1:1"),
+        ],
+    )
+    def test_a_proxy_is_parsed_and_printed(self, text: str, proxy: ProxyUrl, printed: str) -> None:
+        assert parse_proxy(text) == proxy
+        assert str(proxy) == printed
+
+    @pytest.mark.parametrize("text", ["http://proxy:3128", "environment"])
+    def test_a_peer_may_have_a_proxy(self, text: str, tmp_path: Path) -> None:
+        file = tmp_path / "linkd.toml"
+        file.write_text(
+            '[node]\nname = "here"\n[[peer]]\nname = "hub"\ndial = ["wss://hub/"]\n'
+            f'secret_file = "s"\nproxy = "{text}"\nproxy_secret_file = "p"\n'
+        )
+        [found] = load([file]).peers
+        assert (found.proxy, found.proxy_secret_file) == (text, str(tmp_path / "p"))
+
+    @pytest.mark.parametrize(
         ("text", "address"),
         [
             ("0.0.0.0:9443", ("0.0.0.0", 9443)),
@@ -305,7 +329,7 @@ class TestAddresses:
 
     @given(st.text(max_size=40))
     def test_anything_is_an_address_or_a_value_error(self, text: str) -> None:
-        for parse in (parse_url, parse_address):
+        for parse in (parse_url, parse_address, parse_proxy):
             with (
                 pytest.raises(ValueError, match=r"^expected ")
                 if not _parsed(parse, text)

@@ -91,6 +91,24 @@ BAD: dict[str, tuple[str, str, str]] = {
                     "neither a secret nor a certificate"),
     "no identity, authority alone": (NODE + DIALED.replace(SECRET, 'ca = "c"\n'),
                                      "peer[0].secret_file", "neither"),
+    "proxy of another scheme": (NODE + DIALED + 'proxy = "ftp://a:1"\n', "peer[0].proxy",
+                                'another scheme was given; or "environment"'),
+    "proxy with TLS": (NODE + DIALED + 'proxy = "https://a:1"\n', "peer[0].proxy",
+                       "linkd does not speak TLS to a proxy"),
+    "proxy without a port": (NODE + DIALED + 'proxy = "http://a"\n', "peer[0].proxy",
+                             "host or port is missing"),
+    "proxy of port 0": (NODE + DIALED + 'proxy = "http://a:0"\n', "peer[0].proxy",
+                        "host or port is missing"),
+    "proxy without a host": (NODE + DIALED + 'proxy = "socks5://:1"\n', "peer[0].proxy",
+                             "host or port is missing"),
+    "proxy with a path": (NODE + DIALED + 'proxy = "http://a:1/b"\n', "peer[0].proxy",
+                          "nothing belongs behind the port"),
+    "proxy that is no URL": (NODE + DIALED + 'proxy = "http://[a:1"\n', "peer[0].proxy",
+                             "this is no URL"),
+    "proxy of a peer that dials": (NODE + LISTEN + PEER + 'proxy = "http://a:1"\n', "peer[0].proxy",
+                                   "this peer has no `dial`"),
+    "proxy's secret alone": (NODE + DIALED + 'proxy_secret_file = "p"\n', "peer[0].proxy",
+                             "missing: `proxy_secret_file` is for a proxy"),
     "secret_file empty": (NODE + DIALED.replace('"s"', '""'), "peer[0].secret_file", "something"),
     "certificate without key": (NODE + DIALED + 'certificate = "c"\n', "peer[0].key", "private key"),
     "key without certificate": (NODE + DIALED + 'key = "k"\n', "peer[0].certificate", "missing"),
@@ -274,3 +292,32 @@ class TestManyFiles:
         (folder / "linkd.d/d.toml").write_text("[[peer]]\nrequired = true\n")
         said = self.fails(folder)
         assert said.startswith(f"{folder}/linkd.d/d.toml: peer[0].name: missing")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'proxy = "http://user:hidden@proxy.test:3128"',
+        'proxy = "http://hidden@proxy.test:3128"',
+        'proxy = "socks5://user:hid/den@proxy.test:hidden"',
+        'proxy = "user:hidden@proxy.test"',
+        "proxy = “http://user:hidden@proxy.test:3128”",
+        'proxi = "http://user:hidden@proxy.test:3128"',
+        'proxy = ["http://user:hidden@proxy.test:3128"]',
+        'proxy = "http://proxy.test:1"\ncompress = "http://user:hid@den@proxy.test:3128"',
+    ],
+)
+def test_a_password_in_a_proxys_url_is_refused_and_not_shown(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "linkd.toml"
+    file.write_text(NODE + DIALED + line + "\n")
+    with pytest.raises(ConfigError) as error:
+        load([file])
+    assert "hid" not in str(error.value)
+
+
+def test_a_password_in_a_peers_url_is_refused_and_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "linkd.toml"
+    file.write_text(NODE + DIALED.replace("//", "//user:hidden@"))
+    with pytest.raises(ConfigError, match="no user, query or fragment") as error:
+        load([file])
+    assert "hidden" not in str(error.value)
