@@ -78,6 +78,18 @@ def _add_join(subparsers: Any) -> None:
     join.add_argument(
         "--timeout", type=wait_seconds, default=30.0, metavar="S", help="wait so long for `up` (30)"
     )
+    join.add_argument(
+        "--proxy",
+        metavar="URL",
+        help="reach the node through a proxy, http://HOST:PORT, socks5://HOST:PORT or environment;"
+        " the new [[peer]] names it too",
+    )
+    join.add_argument(
+        "--proxy-secret-file",
+        metavar="FILE",
+        type=os.path.abspath,
+        help="file whose first line is USER:PASSWORD for the proxy",
+    )
     join.set_defaults(run=_join)
 
 
@@ -141,13 +153,15 @@ def _invite(arguments: argparse.Namespace) -> int:
 def _join(arguments: argparse.Namespace) -> int:
     """Join, have the daemon reload, and report the first `up`."""
     from linkd.config import files, load  # noqa: PLC0415  # slow to load
+    from linkd.net.proxy import ProxySettings  # noqa: PLC0415
     from linkd.pairing import HubUnreachable, PairingRefused, join  # noqa: PLC0415
 
     named = getattr(arguments, "config", None)
     paths = files(Path(named) if named else None)
     config = load(paths)
     try:
-        done = join(_code(arguments.code), config, paths[0].parent / "linkd.d", _say)
+        proxy = ProxySettings(arguments.proxy, arguments.proxy_secret_file)
+        done = join(_code(arguments.code), config, paths[0].parent / "linkd.d", _say, proxy)
     except PairingRefused as error:
         raise CommandError(exits.REFUSED, str(error)) from None
     except HubUnreachable as error:

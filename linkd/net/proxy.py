@@ -7,12 +7,14 @@ and takes an answer only whole and alone in its packet.
 from __future__ import annotations
 
 import re
+import socket
+import time
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from contextlib import suppress
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.request import getproxies_environment
 
 from twisted.internet.base import DelayedCall
@@ -451,3 +453,51 @@ def late(seconds: float) -> AttemptFailed:
     """
     detail = f"the proxy opened no tunnel within {seconds:.1f} s"
     return AttemptFailed("unreachable", "unreachable", detail)
+
+
+class ProxySettings(NamedTuple):
+    """A proxy and its credentials, as `proxy` and `proxy_secret_file` name them."""
+
+    proxy: str | None = None
+    secret_file: str | None = None
+
+
+def open_tunnel(settings: ProxySettings, target: Url, timeout: float) -> socket.socket | None:
+    """Return a socket whose other end is the target, through a proxy; blocks.
+
+    Returns:
+        None where the target is to be dialed directly.
+
+    Raises:
+        ConfigError: The proxy or its credentials can't be used.
+        Unavailable: They can't be read now.
+        AttemptFailed: There is no tunnel; the detail names the proxy.
+    """
+    proxy = choose_proxy(settings.proxy, target)
+    if proxy is None:
+        return None
+    path = settings.secret_file
+    credentials = None if path is None else load_credentials(path)
+    handshake = make_handshake(proxy, target, credentials, False)
+    end = time.monotonic() + timeout
+    connection: socket.socket | None = None
+    try:
+        connection = socket.create_connection((proxy.host, proxy.port), timeout)
+        connection.sendall(handshake.begin())
+        while handshake.rest is None:
+            connection.settimeout(max(0.01, end - time.monotonic()))
+            data = connection.recv(4096)
+            if not data:
+                detail = "the proxy closed the connection before it opened a tunnel"
+                raise AttemptFailed("broken", "closed", detail)
+            connection.sendall(handshake.receive(data))
+        if handshake.rest:
+            raise AttemptFailed("broken", "protocol", "bytes arrived before TLS began")
+    except (OSError, AttemptFailed) as error:
+        if connection is not None:
+            connection.close()
+        kind = error.kind if isinstance(error, AttemptFailed) else "unreachable"
+        words = getattr(error, "strerror", None) or str(error)
+        raise AttemptFailed(kind, "unreachable", f"through {proxy}: {words}") from None
+    connection.settimeout(timeout)
+    return connection

@@ -25,7 +25,7 @@ from linkd.clock import clock_words, is_plausible, wall
 from linkd.config import Config, PeerSettings
 from linkd.config.addresses import Url, parse_url
 from linkd.config.settings import NAME_PATTERN
-from linkd.errors import ConfigError, LinkdError
+from linkd.errors import AttemptFailed, ConfigError, LinkdError
 from linkd.host import make_directory, write_atomically
 from linkd.net.certificates import (
     certificate_names,
@@ -37,6 +37,7 @@ from linkd.net.certificates import (
     make_key,
     pem,
 )
+from linkd.net.proxy import ProxySettings, open_tunnel
 from linkd.pairing import messages
 from linkd.pairing.ca import DIRECTORY
 from linkd.pairing.messages import (
@@ -52,6 +53,7 @@ from linkd.pairing.signers import AUTHORITY_WARN_DAYS
 
 TIMEOUT: Final = 10.0
 _TRIES: Final = 3
+DIRECT: Final = ProxySettings()
 _MAX_ANSWER_BYTES: Final = 65_536
 _NOT_YET_VALID: Final = 9
 _HAS_EXPIRED: Final = 10
@@ -82,7 +84,11 @@ class Joining(NamedTuple):
 
 
 def join(
-    text: str, config: Config, directory: Path, progress: Progress = lambda _: None
+    text: str,
+    config: Config,
+    directory: Path,
+    progress: Progress = lambda _: None,
+    proxy: ProxySettings = DIRECT,
 ) -> Joining:
     """Join the hub that made the code `text`.
 
@@ -94,9 +100,11 @@ def join(
         config: This node's configuration.
         directory: `linkd.d`, where the new file is written.
         progress: Called with each step, as text for people.
+        proxy: The way to the hub, which the new file names too.
 
     Raises:
-        ConfigError: The code is mistyped, for another node, or files can't be written.
+        ConfigError: The code is mistyped, for another node, or files can't be written; or the proxy
+            is malformed.
         PairingRefused: The hub refuses, or someone else answers in its place.
         HubUnreachable: Nothing answers.
     """
@@ -114,7 +122,7 @@ def join(
     place = Path(config.node.state_dir) / DIRECTORY
     _check_writable(place, directory)
     url = parse_url(code.url)
-    hub = _fetch_anchor(url, code)
+    hub = _fetch_anchor(url, code, proxy)
     if hub.node in {peer.name for peer in config.peers} and not is_ours(
         directory / f"{hub.node}.toml"
     ):
@@ -122,7 +130,7 @@ def join(
     anchor = hub.certificate
     progress(f"{code.address} is the node that made the code")
     key = make_key()
-    answer = _request_join(url, anchor, code, key)
+    answer = _request_join(url, anchor, code, key, proxy)
     leaf = x509.load_pem_x509_certificate(answer.certificate.encode())
     if answer.node != hub.node:
         raise PairingRefused(f"{hub.node} calls itself {answer.node} now")
@@ -130,9 +138,9 @@ def join(
         raise PairingRefused(f"{answer.node} sent a certificate that is not for this node")
     progress(f"{answer.node} has given this node a certificate")
     trusted = None
-    if answer.private or not _is_publicly_trusted(url):
+    if answer.private or not _is_publicly_trusted(url, proxy):
         trusted = "".join(answer.authorities) or anchor
-    file = _write_files(_Written(code, answer, key, trusted), place, directory)
+    file = _write_files(_Written(code, answer, key, trusted, proxy), place, directory)
     return Joining(answer.node, file, code.url, leaf.not_valid_after_utc.timestamp())
 
 
@@ -158,6 +166,7 @@ def renew(peer: PeerSettings) -> float:
     request = make_request(key, peer.name)
     old = pem(pair.leaf).decode()
     anchor = None if peer.ca is None else Path(peer.ca).read_text()
+    proxy = ProxySettings(peer.proxy, peer.proxy_secret_file)
     failure: LinkdError = HubUnreachable(f"peer {peer.name} has no wss:// URL")
     for url in (parse_url(text) for text in peer.dial):
         if not url.secure:
@@ -169,7 +178,8 @@ def renew(peer: PeerSettings) -> float:
             return messages.RenewalRequest(old, request, signature.hex())
 
         try:
-            renewed, shown = _exchange(url, _client_context(anchor), ask, messages.RenewalReply)
+            context = _client_context(anchor)
+            renewed, shown = _exchange(url, context, ask, messages.RenewalReply, proxy)
         except HubUnreachable as error:
             failure = error
             continue
@@ -225,12 +235,13 @@ def _check_writable(place: Path, directory: Path) -> None:
         raise ConfigError(f"{error.filename}: {error.strerror}: run this as root") from None
 
 
-def _fetch_anchor(url: Url, code: Code) -> messages.AuthorityReply:
+def _fetch_anchor(url: Url, code: Code, proxy: ProxySettings) -> messages.AuthorityReply:
     """Return the certificate that authenticates the hub and matches the code."""
     blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     blind.check_hostname = False
     blind.verify_mode = ssl.CERT_NONE
-    reply, _ = _exchange(url, blind, lambda _: messages.AuthorityRequest(), messages.AuthorityReply)
+    ask = messages.AuthorityRequest()
+    reply, _ = _exchange(url, blind, lambda _: ask, messages.AuthorityReply, proxy)
     try:
         der = x509.load_pem_x509_certificate(reply.certificate.encode()).public_bytes(
             serialization.Encoding.DER
@@ -247,7 +258,7 @@ def _fetch_anchor(url: Url, code: Code) -> messages.AuthorityReply:
 
 
 def _request_join(
-    url: Url, anchor: str, code: Code, key: ec.EllipticCurvePrivateKey
+    url: Url, anchor: str, code: Code, key: ec.EllipticCurvePrivateKey, proxy: ProxySettings
 ) -> messages.JoinReply:
     """Return the hub's proved answer."""
     request = make_request(key, code.name)
@@ -260,7 +271,7 @@ def _request_join(
         asked = msgspec.structs.replace(bare, proof=proof)
         return asked
 
-    answer, leaf = _exchange(url, _client_context(anchor), ask, messages.JoinReply)
+    answer, leaf = _exchange(url, _client_context(anchor), ask, messages.JoinReply, proxy)
     assert asked is not None
     expected = messages.hub_proof(code.secret, leaf, asked, answer)
     if not hmac.compare_digest(expected.encode(), answer.proof.encode("utf-8", "replace")):
@@ -273,6 +284,7 @@ def _exchange(
     context: ssl.SSLContext,
     ask: Callable[[bytes], messages.Ask],
     answer: type[Answer],
+    proxy: ProxySettings = DIRECT,
 ) -> tuple[Answer, bytes]:
     """Post the request that `ask` makes for the hub's leaf, DER; return the answer and the leaf.
 
@@ -283,7 +295,11 @@ def _exchange(
             url.host, url.port, timeout=TIMEOUT, context=context
         )
         try:
-            connection.connect()
+            tunnel = open_tunnel(proxy, url, TIMEOUT)
+            if tunnel is None:
+                connection.connect()
+            else:
+                connection.sock = context.wrap_socket(tunnel, server_hostname=url.host)
             leaf = _shown_certificate(connection)
             body = msgspec.json.encode(ask(leaf))
             connection.request("POST", messages.PATH, body, {"Content-Type": "application/json"})
@@ -302,8 +318,8 @@ def _exchange(
                 f" node knows, or its code ({error.verify_message}): someone may intercept the"
                 " connection, or that authority has expired; if so, pair again with a new code"
             ) from None
-        except (OSError, http.client.HTTPException) as error:
-            if not tries_left:
+        except (OSError, http.client.HTTPException, AttemptFailed) as error:
+            if not tries_left or getattr(error, "kind", None) == "rejected":
                 why = getattr(error, "strerror", None) or error
                 raise HubUnreachable(f"{url.host}:{url.port} does not answer: {why}") from None
         finally:
@@ -346,7 +362,7 @@ def _client_context(anchor: str | None) -> ssl.SSLContext:
     return context
 
 
-def _is_publicly_trusted(url: Url) -> bool:
+def _is_publicly_trusted(url: Url, proxy: ProxySettings) -> bool:
     """Return whether the system's authorities verify the hub."""
     try:
         _exchange(
@@ -354,6 +370,7 @@ def _is_publicly_trusted(url: Url) -> bool:
             _client_context(None),
             lambda _: messages.AuthorityRequest(),
             messages.AuthorityReply,
+            proxy,
         )
     except LinkdError:
         return False
@@ -373,6 +390,7 @@ class _Written(NamedTuple):
     answer: messages.JoinReply
     key: ec.EllipticCurvePrivateKey
     anchor: str | None
+    proxy: ProxySettings
 
 
 def _write_files(what: _Written, place: Path, directory: Path) -> Path:
@@ -385,6 +403,9 @@ def _write_files(what: _Written, place: Path, directory: Path) -> Path:
         ("certificate", str(place / f"to-{hub}.crt")),
         ("key", str(place / f"to-{hub}.key")),
     ]
+    proxy, secret_file = what.proxy
+    more += [("proxy", proxy)] if proxy else []
+    more += [("proxy_secret_file", secret_file)] if secret_file else []
     if what.anchor is not None:
         write_atomically(place / f"to-{hub}.ca", what.anchor.encode(), 0o640)
         more.append(("ca", str(place / f"to-{hub}.ca")))

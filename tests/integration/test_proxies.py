@@ -1,4 +1,4 @@
-"""Links through proxies, HTTP CONNECT and SOCKS5: up, refused, cut and back, watched."""
+"""Links through proxies, HTTP CONNECT and SOCKS5: up, refused, cut and back, watched, paired."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import socket
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as global_reactor
+from twisted.internet.threads import deferToThread
 
 from linkd.cli import main
+from linkd.config import load
 from linkd.drill.testbed import free_port
 from linkd.errors import AttemptFailed
 from linkd.net.linux import BACKSTOP_SECONDS, TCP_USER_TIMEOUT
+from linkd.net.proxy import ProxySettings
+from linkd.pairing import PairingRefused, join
+from linkd.pairing.client import HubUnreachable, renew
 from tests.integration.test_tls_link import Ends
 from tests.support.daemon import Daemon, listen, peer
+from tests.support.pairing_lab import Hub, edge_config
 from tests.support.proxy import SLOW, Mood, Proxy
 from tests.support.tls_lab import Pair
 
@@ -169,6 +176,36 @@ async def test_a_proxy_that_is_down_is_refused(ends: Ends, proxy: Proxy) -> None
     assert (failure.kind, failure.reason) == ("refused", "refused")
     assert failure.detail.endswith(": the proxy: refused")
     proxy.start()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest_twisted.ensureDeferred
+async def test_a_node_joins_and_renews_through_a_proxy(scheme: str, tmp_path: Path) -> None:
+    hub = Hub(tmp_path / "hub")
+    edge = edge_config(tmp_path / "edge", "edge-1")
+    folder = Path(edge.node.state_dir).parent / "linkd.d"
+    code = hub.pairing.invite("edge-1", "127.0.0.1")
+    try:
+        with Proxy(LOGIN) as proxy:
+            url = f"{scheme}://127.0.0.1:{proxy.port}"
+            bare = partial(join, code, edge, folder, lambda _: None)
+            with pytest.raises(HubUnreachable, match=f"through {url}: .*`proxy_secret_file`"):
+                await deferToThread(bare, ProxySettings(url))
+            way = ProxySettings(url, login_file(tmp_path))
+            done = await deferToThread(bare, way)
+            asked = len(proxy.asked)
+            assert asked >= 2
+            text = done.file.read_text()
+            assert f'proxy = "{url}"\nproxy_secret_file = "{way.secret_file}"\n' in text
+            assert "hidden" not in text
+            file = folder.parent / "linkd.toml"
+            file.write_text(f'[node]\nname = "edge-1"\nstate_dir = "{edge.node.state_dir}"\n')
+            [peer_settings] = load([file, done.file]).peers
+            with pytest.raises(PairingRefused, match="it is too early"):  # the hub says that
+                await deferToThread(renew, peer_settings)
+            assert len(proxy.asked) > asked
+    finally:
+        await hub.close()
 
 
 # -- daemons --------------------------------------------------------------------------------------
