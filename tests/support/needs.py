@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "network namespaces": namespaces,
     "iptables in a network namespace": packet_filter,
     "libfaketime": lambda: faketime() is not None,
+    "Django": lambda: find_spec("django") is not None,
     "root": lambda: os.geteuid() == 0,
     "systemd": lambda: Path("/lib/systemd/systemd").exists(),
 }

@@ -25,14 +25,15 @@ class Pair(Duo):
 
     Args:
         api: Lines for the edge's `[api]`.
+        sections: TOML for both, such as `[[channel]]`.
 
     Attributes:
         port: The edge's `http`.
     """
 
-    def __init__(self, api: str = "require_key = false\n") -> None:
+    def __init__(self, api: str = "require_key = false\n", sections: str = "") -> None:
         self.port = free_port()
-        super().__init__(api=f'http = "127.0.0.1:{self.port}"\n{api}')
+        super().__init__(sections, api=f'http = "127.0.0.1:{self.port}"\n{api}')
 
     def __enter__(self) -> Pair:
         """Start both, and wait until the link is up."""

@@ -10,9 +10,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlencode
 
 from linkd.drill.testbed import Namespace
 from tests.support.needs import lacking, need
@@ -112,3 +114,32 @@ class Driver:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, 9)
             self._process.wait(5)
+
+
+class Pages:
+    """Pages in Chromium by name, under the driver `programs.mjs`."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._ids = count(1)
+
+    def _ask(self, name: str, within: float, **what: Any) -> tuple[float, Any]:
+        number = next(self._ids)
+        self._driver.tell(id=number, page=name, **what)
+        at = self._driver.wait(lambda said: said.get("id") == number, within)
+        said = self._driver.seen[-1][1]
+        assert "error" not in said, (name, what, said)
+        return at, said["value"]
+
+    def open(self, name: str, url: str, **query: str) -> None:
+        self._ask(name, 20, open=f"{url}?{urlencode(query)}" if query else url)
+
+    def run(self, name: str, code: str) -> Any:
+        return self._ask(name, 10, run=code)[1]
+
+    def until(self, name: str, code: str, within: float = 10.0) -> float:
+        """Return when (monotonic) something became true in a page."""
+        return self._ask(name, within, until=code)[0]
+
+    def close(self, name: str) -> None:
+        self._ask(name, 10, close=True)

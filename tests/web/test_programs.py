@@ -1,4 +1,4 @@
-"""The programs of examples/, in Chromium and Python, against two linked daemons."""
+"""The programs of examples/plain-clients, in Chromium and Python, against two linked daemons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,44 +21,15 @@ from linkd.drill.testbed import free_port
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.lab import Lab
-from tests.web.driver import HERE, Driver
+from tests.web.driver import HERE, Driver, Pages
 
 pytestmark = [pytest.mark.web, pytest.mark.slow]
 
 Start = Callable[..., Daemon]
-EXAMPLES = HERE.parents[1] / "examples"
+EXAMPLES = HERE.parents[1] / "examples" / "plain-clients"
 EVERYTHING = 'send = [">"]\nreceive = [">"]\n'
 SLACK = 1.0
 """Seconds that a busy machine may add to what a person sees."""
-
-
-class Pages:
-    """Pages in Chromium, by name."""
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._ids = count(1)
-
-    def _ask(self, name: str, within: float, **what: Any) -> tuple[float, Any]:
-        number = next(self._ids)
-        self._driver.tell(id=number, page=name, **what)
-        at = self._driver.wait(lambda said: said.get("id") == number, within)
-        said = self._driver.seen[-1][1]
-        assert "error" not in said, (name, what, said)
-        return at, said["value"]
-
-    def open(self, name: str, url: str, **query: str) -> None:
-        self._ask(name, 20, open=f"{url}?{urlencode(query)}" if query else url)
-
-    def run(self, name: str, code: str) -> Any:
-        return self._ask(name, 10, run=code)[1]
-
-    def until(self, name: str, code: str, within: float = 10.0) -> float:
-        """Return when (monotonic) something became true in a page."""
-        return self._ask(name, within, until=code)[0]
-
-    def close(self, name: str) -> None:
-        self._ask(name, 10, close=True)
 
 
 class Site:

@@ -1,6 +1,6 @@
 """An Autobahn asyncio client of `/ws` with a keepalive check: both ends notice a dead path.
 
-    python examples/autobahn_client.py ws://HOST:9480/ws?channel=demo [KEY]
+    python examples/plain-clients/autobahn_client.py ws://HOST:9480/ws?channel=demo [KEY]
 
 The node pings every 5 s. The client counts on that: without a ping for 10 s it drops the connection
 and dials again. The node cuts its own end after 7 s of silence. Try it with `scripts/drop.sh`.

@@ -1,6 +1,6 @@
 """Serve the example pages, and give them tokens: what a page's own server does.
 
-    python examples/serve.py [--port 8000] [--node http://127.0.0.1:9480] [--key FILE] [--also DIR]
+    python serve.py [--port 8000] [--node http://127.0.0.1:9480] [--key FILE] [--also DIR]
 
 `POST /token` fetches a token of the node with the key: the key stays on the server, a page has only
 what is good once, for 30 s.
