@@ -18,7 +18,7 @@ from linkd.cli.output import duration
 from linkd.cli.status import certificate_words, ends_soon
 from linkd.clock import wall
 from linkd.config import Config, files, load
-from linkd.config.validation import quote
+from linkd.config.validation import quote, warnings
 from linkd.errors import ConfigError, Unavailable
 from linkd.status import CertificateStatus
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     ends = [
         CertificateStatus(role, peer, end - wall()) for role, peer, end in certificate_ends(config)
     ]
-    for warning in filter(None, map(ends_soon, ends)):
+    for warning in [*warnings(config), *filter(None, map(ends_soon, ends))]:
         sys.stderr.write(f"linkd: warning: {warning}\n")
     if arguments.json:
         print(json.dumps(msgspec.to_builtins(config), indent=2))

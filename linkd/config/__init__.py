@@ -6,6 +6,7 @@ from linkd.config.addresses import (
     Url,
     is_loopback,
     parse_address,
+    parse_network,
     parse_proxy,
     parse_url,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "is_loopback",
     "load",
     "parse_address",
+    "parse_network",
     "parse_proxy",
     "parse_url",
 ]

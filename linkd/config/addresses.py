@@ -140,6 +140,18 @@ def parse_address(text: str) -> tuple[str, int]:
         raise ValueError(f'{expected}: "{host}" is no address of this host') from None
 
 
+def parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Return the network of `ADDRESS` or `ADDRESS/BITS`.
+
+    Raises:
+        ValueError: What was expected and got.
+    """
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f'expected "ADDRESS" or "ADDRESS/BITS": {error}') from None
+
+
 def is_loopback(host: str) -> bool:
     """Return whether `host` can only be this machine: 127.0.0.0/8, ::1 or localhost."""
     if host.lower().rstrip(".") == "localhost":

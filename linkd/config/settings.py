@@ -162,6 +162,13 @@ class ListenSettings(Settings, frozen=True, kw_only=True):
         str | None, _meta("PEM file with the authorities that sign peers' certificates.")
     ] = None
     insecure: Annotated[bool, _meta("Listen without TLS beyond loopback (a VPN, a lab).")] = False
+    proxy_protocol: Annotated[
+        tuple[str, ...],
+        _meta(
+            "Addresses and networks of balancers. Their connections must begin with a PROXY header,"
+            " version 1 or 2, and count as the address in it; from others a header is an error."
+        ),
+    ] = ()
 
 
 class HeartbeatSettings(Settings, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from linkd.config.addresses import (
     ENVIRONMENT,
     is_loopback,
     parse_address,
+    parse_network,
     parse_proxy,
     parse_url,
 )
@@ -357,6 +358,11 @@ def _listen(config: Config) -> Iterator[Problem]:
             ("listen", "client_ca"),
             "peers show certificates only over TLS: expected `certificate` too",
         )
+    for index, text in enumerate(listen.proxy_protocol):
+        try:
+            parse_network(text)
+        except ValueError as error:
+            yield ("listen", "proxy_protocol", index), str(error)
     try:
         _, port = parse_address(listen.address)
     except ValueError as error:
@@ -364,6 +370,18 @@ def _listen(config: Config) -> Iterator[Problem]:
         return
     if port and config.api.http == listen.address:
         yield ("listen", "address"), f"{quote(listen.address)} is `api.http` already"
+
+
+def warnings(config: Config) -> Iterator[str]:
+    """Yield a sentence for each setting that is allowed and rarely meant."""
+    for text in () if config.listen is None else config.listen.proxy_protocol:
+        network = parse_network(text)
+        least = 24 if network.version == 4 else 64
+        if network.prefixlen < least:
+            yield (
+                f"listen.proxy_protocol: {quote(text)} is wider than /{least}: each host in it"
+                " counts as any address that it names: list the balancers alone"
+            )
 
 
 def _timing(config: Config) -> Iterator[Problem]:

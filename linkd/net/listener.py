@@ -1,11 +1,8 @@
-"""The listener: server factory, new connections, and the accepting end of a connection.
-
-A dialer sends the first byte, and the WebSocket protocol is only built then: building and removing
-one for each client that merely connects takes eight times as long (measured: 386 and 45 µs).
-"""
+"""The listener: server factory, and the accepting end of a connection."""
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 from random import Random
 from typing import Any, ClassVar, Final
@@ -15,24 +12,24 @@ from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress
-from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.tcp import Port
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from linkd.clock import wall
-from linkd.config import Config, parse_address
+from linkd.config import Config, parse_address, parse_network
 from linkd.core.backoff import bounded_spread
 from linkd.core.liveness import listener_limit
 from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.events import Level, emit
 from linkd.host import listen_error
 from linkd.net import http_head
-from linkd.net.admission import ACCEPT_SECONDS, ConnectionLimiter, GreetedAddresses, PendingSlot
+from linkd.net.admission import ConnectionLimiter, GreetedAddresses, PendingSlot
 from linkd.net.auth import NONCE_LIFETIME, Nonces, SecretCache, prove, verify
 from linkd.net.connection import ABORT_AFTER, Connection, Nodes, Post
-from linkd.net.linux import every_address, format_address, peer_of
+from linkd.net.linux import every_address, format_address
+from linkd.net.newcomers import Newcomer, Newcomers, PacedPort
 from linkd.net.timers import ExactTimer, PingedSilence, cancel, lateness
-from linkd.net.tls import ServerTls, TlsFactory, certificate_expires, peer_names
+from linkd.net.tls import ServerTls, certificate_expires, peer_names
 from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerFactory, ServerProtocol
 from linkd.protocol.peer import (
     MAX_MESSAGE_BYTES,
@@ -43,127 +40,8 @@ from linkd.protocol.peer import (
     Message,
 )
 
-_Port: Any = Port
-_Protocol: Any = Protocol
-_Factory: Final[Any] = Factory
-
 BACKLOG: Final = 4096
 """Connections that the kernel queues; Linux takes no more than net.core.somaxconn."""
-
-
-class Newcomers(_Factory):  # type: ignore[misc]
-    """Accepts connections for a listener.
-
-    Args:
-        listener: Builds the WebSocket protocol of a connection at its first byte.
-    """
-
-    noisy = False
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-
-    def buildProtocol(self, addr: IAddress) -> Newcomer | None:
-        """Accept a newcomer, or close it where strangers are shed."""
-        listener, host = self._listener, getattr(addr, "host", "")
-        if listener.admission.is_shed(host, listener.clock.seconds(), listener.lateness()):
-            listener.turned_away("strangers are dropped: too many came, or the event loop is late")
-            return None
-        return Newcomer(listener, addr)
-
-
-class PacedPort(_Port):  # type: ignore[misc]
-    """A port that accepts in each iteration as many as the event loop can work on.
-
-    The kernel queues the others: a crowd is not refused, and does not make the loop late.
-
-    Args:
-        admission: Decides how many.
-        details: As of Twisted's port.
-    """
-
-    def __init__(self, admission: ConnectionLimiter, *details: Any) -> None:
-        super().__init__(*details)
-        self._admission = admission
-
-    def doRead(self) -> None:
-        """Accept some connections; look again a little later where no slot is free."""
-        self.numberAccepts = self._admission.accepts()
-        if self.numberAccepts:
-            super().doRead()
-        else:
-            self.stopReading()
-            self.reactor.callLater(ACCEPT_SECONDS, self._go_on)
-
-    def _go_on(self) -> None:
-        if self.connected and not self.disconnecting:
-            self.startReading()
-
-
-class Newcomer(_Protocol):  # type: ignore[misc]
-    """A connection before its first byte."""
-
-    def __init__(self, listener: Listener, addr: IAddress) -> None:
-        self._listener = listener
-        self._addr = addr
-        self._slot: PendingSlot | None = None
-        self._since = 0.0
-        self._call: DelayedCall | None = None
-
-    def connectionMade(self) -> None:
-        """Take a slot, and start the hello time-out."""
-        listener = self._listener
-        host, _ = peer_of(self.transport)
-        self._since = listener.clock.seconds()
-        self._slot = listener.admission.enter(host, self._push_out)
-        timeout = listener.config.limits.hello_timeout
-        self._call = listener.clock.callLater(timeout, self._begin)
-
-    def dataReceived(self, data: bytes) -> None:
-        """Continue as a WebSocket connection."""
-        self._begin().dataReceived(data)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Free the slot; log where TLS was the reason."""
-        tls = self._listener.tls
-        explained = None if tls is None else tls.explain(self.transport, reason)
-        if explained is not None and self._slot is not None:
-            self._made().never_began(self.transport, reason)
-            return
-        self._leave()
-
-    def _begin(self) -> ListenerConnection:
-        """Pass the transport to a WebSocket protocol, which then enforces the time-out."""
-        transport: Any = self.transport
-        connection = self._made()
-        if hasattr(transport, "wrappedProtocol"):
-            transport.wrappedProtocol = connection
-        else:
-            transport.protocol = connection
-        connection.makeConnection(transport)
-        return connection
-
-    def _made(self) -> ListenerConnection:
-        """Return the WebSocket protocol that replaces this one."""
-        cancel(self._call)
-        slot, self._slot = self._slot, None
-        assert slot is not None
-        connection = self._listener.made(self._addr)
-        connection.adopt(slot, self._since)
-        return connection
-
-    def _push_out(self, detail: str) -> None:
-        """Close the connection: another newcomer gets its slot."""
-        self._leave()
-        self._listener.turned_away(detail)
-        transport: Any = self.transport
-        transport.abortConnection()
-
-    def _leave(self) -> None:
-        cancel(self._call)
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            self._listener.admission.leave(slot)
 
 
 MAX_POSTS = 4
@@ -229,12 +107,6 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         """Take over a slot that was taken for this connection at `since`."""
         slot.push_out = self._push_out
         self._slot, self._since = slot, since
-
-    def never_began(self, transport: object, reason: Failure) -> None:
-        """Report a connection that has ended before its first byte."""
-        self.transport = transport
-        self.host, self.port_number = peer_of(transport)
-        self.ended_early(reason)
 
     def _push_out(self, detail: str) -> None:
         """Close the connection: another newcomer gets its slot."""
@@ -594,6 +466,8 @@ class Listener(ServerFactory):  # type: ignore[misc]
         self.lateness = lateness(reactor)
         self.nodes = nodes
         self.tls = tls
+        creator: Any = tls
+        self._tls_wrapper = None if tls is None else TLSMemoryBIOFactory(creator, False, self)
         self.posts = posts or {}
         self.nonces = Nonces()
         self.secrets = SecretCache(wall)
@@ -610,6 +484,8 @@ class Listener(ServerFactory):  # type: ignore[misc]
         self.admission.limits = config.limits
         self.admission.greeted.retain({peer.name for peer in config.peers})
         self._dialers = sum(not peer.dial for peer in config.peers)
+        listed = () if config.listen is None else config.listen.proxy_protocol
+        self._balancers = [parse_network(each) for each in listed]
         heartbeat = config.heartbeat
         self.first_limit = listener_limit(heartbeat.ping_interval, heartbeat.ping_timeout)
         self.setProtocolOptions(
@@ -641,12 +517,12 @@ class Listener(ServerFactory):  # type: ignore[misc]
             host, port = parse_address(listen.address)
         except ValueError as error:
             raise ConfigError(f"listen.address: {error}, got {listen.address!r}") from None
-        tls: Any = self.tls
-        newcomers = Newcomers(self)
-        factory = newcomers if tls is None else TlsFactory(tls, False, newcomers)
         try:
             interface = host or every_address()
-            self._port = PacedPort(self.admission, port, factory, BACKLOG, interface, self.reactor)
+            newcomers = Newcomers(self)
+            self._port = PacedPort(
+                self.admission, port, newcomers, BACKLOG, interface, self.reactor
+            )
             self._port.startListening()
         except CannotListenError as error:
             raise listen_error("listen.address", listen.address, error) from None
@@ -682,10 +558,25 @@ class Listener(ServerFactory):  # type: ignore[misc]
         stopped: Deferred[None] = maybeDeferred(port.stopListening)
         return stopped
 
-    def made(self, addr: IAddress) -> ListenerConnection:
-        """Return the WebSocket protocol of a new connection."""
+    def made(self, addr: IAddress) -> tuple[ListenerConnection, Any]:
+        """Return the WebSocket protocol of a new connection, and the same or TLS around it."""
         connection: ListenerConnection = self.buildProtocol(addr)
-        return connection
+        wrapper = self._tls_wrapper
+        return connection, connection if wrapper is None else wrapper.protocol(wrapper, connection)
+
+    def is_balancer(self, address: str) -> bool:
+        """Return whether connections from an address begin with a PROXY header."""
+        if not self._balancers:
+            return False
+        found = ipaddress.ip_address(address.removeprefix("::ffff:"))
+        return any(found in network for network in self._balancers)
+
+    def sheds(self, host: str) -> bool:
+        """Return whether a newcomer is dropped without an answer, and count it if so."""
+        if not self.admission.is_shed(host, self.clock.seconds(), self.lateness()):
+            return False
+        self.turned_away("strangers are dropped: too many came, or the event loop is late")
+        return True
 
     def turned_away(self, detail: str) -> None:
         """Count a connection that had no slot, and log at most one a second."""
@@ -702,7 +593,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
 
     def refused(
         self,
-        connection: ListenerConnection,
+        connection: ListenerConnection | Newcomer,
         reason: Reason,
         detail: str,
         claimed: str | None,

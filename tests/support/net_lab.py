@@ -160,11 +160,13 @@ def secret_file(directory: Path, text: str = SECRET) -> str:
     return str(path)
 
 
-def settings(name: str = "hub", address: str = "127.0.0.1:0", **limits: Any) -> Config:
-    """Return a configuration of a node that listens on loopback."""
+def settings(
+    name: str = "hub", address: str = "127.0.0.1:0", listed: tuple[str, ...] = (), **limits: Any
+) -> Config:
+    """Return a configuration of a node that listens on loopback, behind `listed` balancers."""
     return Config(
         node=NodeSettings(name=name),
-        listen=ListenSettings(address=address, insecure=True),
+        listen=ListenSettings(address=address, insecure=True, proxy_protocol=listed),
         heartbeat=HeartbeatSettings(),
         reconnect=ReconnectSettings(),
         limits=LimitSettings(**{"handshakes_per_second_per_address": 1000.0, **limits}),

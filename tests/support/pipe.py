@@ -83,9 +83,11 @@ class Transport:
 class Pipe:
     """Two protocols that hear each other while `cut` is False."""
 
-    def __init__(self, clock: Clock, near: Any, far: Any, connector: Any = None) -> None:
+    def __init__(
+        self, clock: Clock, near: Any, far: Any, connector: Any = None, port: int = 40_000
+    ) -> None:
         self.clock = clock
-        self.near = Transport(clock, "192.0.2.1", 40_000)
+        self.near = Transport(clock, "192.0.2.1", port)
         self.near.connector = connector
         self.far = Transport(clock, "192.0.2.2", 9443)
         self.near.other, self.far.other = self.far, self.near

@@ -35,6 +35,7 @@ from linkd.config import (
     parse_url,
 )
 from linkd.config.loading import UnreadableConfig
+from linkd.config.validation import warnings
 from linkd.errors import ConfigError
 from linkd.preflight import check_files
 
@@ -131,6 +132,20 @@ def test_a_listener_beyond_loopback_has_the_node_s_own_authority(tmp_path: Path)
     for lines in ('address = "nowhere"\n', 'address = ":9443"\nkey = "/k"\n'):
         with pytest.raises(ConfigError, match=r"listen\."):
             listen(lines)
+
+
+def test_wide_networks_of_balancers_are_a_warning(tmp_path: Path) -> None:
+    """Each host in them counts as any address that it names."""
+
+    def warned(listen: str) -> list[str]:
+        text = f'[node]\nname = "here"\n{listen}'
+        return list(warnings(load([write(tmp_path / "a.toml", text)])))
+
+    listed = '["10.0.0.5", "10.0.0.0/24", "2001:db8::/64", "10.0.0.0/23", "2001:db8::/63"]'
+    v4, v6 = warned(f'[listen]\naddress = "127.0.0.1:1"\nproxy_protocol = {listed}\n')
+    assert '"10.0.0.0/23" is wider than /24' in v4
+    assert '"2001:db8::/63" is wider than /64' in v6
+    assert warned("") == []
 
 
 def test_the_option_precedes_the_environment_and_the_default(tmp_path: Path) -> None:

@@ -49,6 +49,18 @@ def test_check_ends_with_its_verdict_and_shows_a_fingerprint_of_each_secret(
     assert "ssss" not in lines[0]
 
 
+def test_check_warns_of_a_wide_network_of_balancers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "hub.toml"
+    listen = '[listen]\naddress = "127.0.0.1:9443"\nproxy_protocol = ["10.0.0.0/8"]\n'
+    file.write_text(f'[node]\nname = "hub"\nstate_dir = "{tmp_path}"\n{listen}')
+    assert main(["check", "-c", str(file)]) == 0
+    shown = capsys.readouterr()
+    assert 'linkd: warning: listen.proxy_protocol: "10.0.0.0/8" is wider than /24' in shown.err
+    assert 'proxy_protocol = ["10.0.0.0/8"]' in shown.out
+
+
 DAY = 86_400.0
 
 

@@ -10,7 +10,8 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 
 from linkd.net.admission import LEAST_STRANGERS
-from linkd.net.listener import Listener, Newcomer, Newcomers
+from linkd.net.listener import Listener
+from linkd.net.newcomers import Newcomer, Newcomers
 from tests.support.net_lab import Nodes, settings
 from tests.support.pipe import Pipe
 
@@ -41,10 +42,10 @@ class Door:
         self.listener = Listener(Nodes("hub", {}), settings(**limits), self.clock)
         self.newcomers = Newcomers(self.listener)
 
-    def come(self) -> Pipe:
+    def come(self, port: int = 40_000) -> Pipe:
         far = self.newcomers.buildProtocol(HERE)
         assert isinstance(far, Newcomer)
-        return Pipe(self.clock, Stranger(), far)
+        return Pipe(self.clock, Stranger(), far, port=port)
 
 
 @pytest.fixture
@@ -128,3 +129,176 @@ def test_peers_return_over_the_time_that_the_cap_allows(monkeypatch: pytest.Monk
     door = Door(monkeypatch, handshakes_per_second=100.0)
     door.listener._dialers = 1000
     assert door.listener.return_spread == 10.0
+
+
+LINE = b"PROXY TCP4 203.0.113.7 198.51.100.1 40000 9443\r\n"
+TOKEN = b"POST /token HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.fixture
+def balanced(monkeypatch: pytest.MonkeyPatch) -> Door:
+    """Return a listener behind a balancer with the address `HERE`."""
+    return Door(monkeypatch, listed=("192.0.2.0/28",))
+
+
+@pytest.mark.parametrize("pieces", [1, 2, len(LINE)])
+def test_behind_a_header_the_real_address_counts(balanced: Door, pieces: int) -> None:
+    pipe = balanced.come()
+    sent = LINE if pieces > 1 else LINE + TOKEN
+    size = -(-len(sent) // pieces)
+    for begin in range(0, len(sent), size):
+        pipe.near.write(sent[begin : begin + size])
+        pipe.flow()
+    if pieces > 1:
+        assert type(pipe.far.protocol) is Newcomer
+        pipe.near.write(TOKEN)
+        pipe.flow()
+    assert pipe.near.protocol.heard.startswith(b"HTTP/1.1 200 ")
+    connection = pipe.far.protocol
+    assert type(connection) is balanced.listener.protocol
+    assert (connection.host, connection.address) == ("203.0.113.7", "203.0.113.7:40000")
+    assert balanced.listener.admission._counts == {"203.0.113.7": 1}
+    assert set(balanced.listener.admission._rates) == {"203.0.113.7"}
+    pipe.near.abortConnection()
+    pipe.run(0.01)
+    assert balanced.listener.admission.pending == 0
+    assert balanced.clock.getDelayedCalls() == []
+
+
+def test_a_health_check_counts_as_the_balancer(balanced: Door) -> None:
+    pipe = balanced.come()
+    pipe.near.write(b"PROXY UNKNOWN\r\n")
+    pipe.flow()
+    assert balanced.listener.admission._counts == {HERE.host: 1}
+    pipe.near.abortConnection()
+    pipe.run(0.01)
+    assert balanced.lines == []
+    assert balanced.listener.admission.pending == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "detail"),
+    [
+        (TOKEN, "names its address, but it does not begin with a PROXY header"),
+        (b"PROXY TCP4 x y 1 2\r\n" + TOKEN, "names its address, but its PROXY line is malformed"),
+        (b"", "no PROXY header came within 3 s from a balancer"),
+        (LINE[:-1], "no PROXY header came within 3 s from a balancer"),
+    ],
+)
+def test_a_balancer_without_a_good_header_is_refused(
+    balanced: Door, sent: bytes, detail: str
+) -> None:
+    pipe = balanced.come()
+    pipe.near.write(sent)
+    pipe.flow()
+    if detail.startswith("no "):
+        balanced.clock.advance(2.99)
+        assert not pipe.far.aborted
+        balanced.clock.advance(0.02)
+    assert pipe.far.aborted
+    pipe.flow()
+    assert pipe.near.protocol.heard == b""
+    [(event, fields)] = balanced.lines
+    assert (event, fields["address"]) == ("connection.refused", "192.0.2.1:40000")
+    assert detail in fields["detail"]
+    assert balanced.listener.refusals == {"protocol": 1}
+    assert balanced.listener.admission.pending == 0
+    assert balanced.clock.getDelayedCalls() == []
+
+
+def test_a_header_that_ends_early_is_logged(balanced: Door) -> None:
+    pipe = balanced.come()
+    pipe.near.write(LINE[:20])
+    pipe.flow()
+    pipe.near.abortConnection()
+    pipe.run(0.01)
+    assert [fields["detail"] for _, fields in balanced.lines] == [
+        "it closed within its PROXY header"
+    ]
+    assert balanced.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("sent", [LINE + TOKEN, b"\r\n\r\n\0\r\nQUIT\n"])
+@pytest.mark.parametrize("listed", [(), ("198.51.100.0/24", "2001:db8::/64")])
+def test_a_header_from_another_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes, listed: tuple[str, ...]
+) -> None:
+    door = Door(monkeypatch, listed=listed)
+    pipe = door.come()
+    pipe.near.write(sent)
+    pipe.flow()
+    assert pipe.far.aborted
+    assert pipe.near.protocol.heard == b""
+    [(_, fields)] = door.lines
+    assert fields["address"] == "192.0.2.1:40000"
+    assert "listen.proxy_protocol does not name its address" in fields["detail"]
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_client_behind_a_balancer_adds_no_header(balanced: Door, pieces: int) -> None:
+    pipe = balanced.come()
+    for sent in (LINE + LINE,) if pieces == 1 else (LINE, LINE):
+        pipe.near.write(sent)
+        pipe.flow()
+    assert pipe.far.aborted
+    [(_, fields)] = balanced.lines
+    assert fields["address"] == "203.0.113.7:40000"
+    assert "listen.proxy_protocol does not name its address" in fields["detail"]
+
+
+def test_after_a_header_the_time_still_counts_from_the_connection_on(balanced: Door) -> None:
+    pipe = balanced.come()
+    balanced.clock.advance(2.9)
+    pipe.near.write(LINE)
+    pipe.flow()
+    balanced.clock.advance(2.09)
+    assert not pipe.far.aborted
+    balanced.clock.advance(0.02)
+    assert pipe.far.aborted
+    [(_, fields)] = balanced.lines
+    assert (fields["detail"], fields["address"]) == (
+        "no hello came within 5 s",
+        "203.0.113.7:40000",
+    )
+
+
+def test_strangers_behind_a_balancer_are_shed_by_their_own_address(balanced: Door) -> None:
+    balanced.listener.lateness = lambda: 0.5
+    admission = balanced.listener.admission
+    admission.greeted.greeted("edge", "203.0.113.8", 0.0)
+    for number in range(int(LEAST_STRANGERS)):
+        admission.ask(f"198.51.100.{number}", balanced.clock.seconds(), 0.5)
+    stranger, check, peer = balanced.come(), balanced.come(), balanced.come()
+    stranger.near.write(LINE + TOKEN)
+    check.near.write(b"PROXY UNKNOWN\r\n")
+    peer.near.write(LINE.replace(b"203.0.113.7", b"203.0.113.8") + TOKEN)
+    for pipe in (stranger, check, peer):
+        pipe.flow()
+    assert [pipe.far.aborted for pipe in (stranger, check, peer)] == [True, False, False]
+    assert "strangers are dropped" in balanced.lines[0][1]["detail"]
+    assert peer.near.protocol.heard.startswith(b"HTTP/1.1 200 ")
+    stranger.flow()
+    assert admission.pending == 2
+
+
+def test_a_crowd_without_headers_yet_is_not_bounded_by_one_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    door = Door(monkeypatch, listed=(HERE.host,), pending_per_address=2)
+    pipes = [door.come(port) for port in range(1, 7)]
+    assert door.listener.admission.pending == 6
+    for number, pipe in enumerate(pipes):
+        pipe.near.write(LINE.replace(b"0.113.7", b"0.113.%d" % (number % 2)))
+        pipe.flow()
+    assert [pipe.far.aborted for pipe in pipes] == [True] * 2 + [False] * 4
+
+
+def test_a_reload_changes_the_balancers(balanced: Door) -> None:
+    before = balanced.listener
+    assert before.is_balancer("192.0.2.15")
+    assert before.is_balancer("::ffff:192.0.2.1")
+    assert not before.is_balancer("192.0.2.16")
+    assert not before.is_balancer("2001:db8::1")
+    before.configure(settings(listed=("2001:db8::1",)))
+    assert before.is_balancer("2001:db8::1")
+    assert not before.is_balancer("192.0.2.1")
