@@ -79,7 +79,7 @@ class DialerConnection(Connection, ClientProtocol):
         if self.secret is None:
             return succeed(self._request({}))
         host = format_address(target.host, target.port)
-        self.sendData(http_head.post(http_head.TOKEN_PATH, host, dialer.node))
+        self.sendData(http_head.post(http_head.token_path(target.path), host, dialer.node))
         self._token = Deferred()
         return self._token
 
@@ -137,7 +137,7 @@ class DialerConnection(Connection, ClientProtocol):
         if body is None:
             return
         if head.first[1] != "200":
-            self._refused(f"POST {http_head.TOKEN_PATH}", head, body)
+            self._refused(f"POST {http_head.token_path(self.candidate.target.path)}", head, body)
             return
         try:
             nonce = json.loads(body)["nonce"]

@@ -17,6 +17,7 @@ PROOF_HEADER: Final = "Linkd-Proof"
 REASON_HEADER: Final = "Linkd-Reason"
 TOKEN_PATH: Final = "/token"  # noqa: S105 - a path
 LINK_PATH: Final = "/link"
+"""A proxy may serve both below a path of its own: only their last segments count."""
 
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -81,11 +82,13 @@ def usual_upgrade(raw: bytes) -> Upgrade | None:
     None: Autobahn must judge it.
     """
     head = parse_head(raw)
-    if head is None or head.first != ["GET", LINK_PATH, "HTTP/1.1"]:
+    if head is None or head.first != ["GET", head.first[1], "HTTP/1.1"]:
         return None
+    path = head.first[1]
     headers = head.headers
     usual = (
-        headers.get("upgrade", "").lower() == "websocket"
+        is_below(path, LINK_PATH)
+        and headers.get("upgrade", "").lower() == "websocket"
         and headers.get("connection", "").lower() == "upgrade"
         and headers.get("sec-websocket-version") == "13"
         and _KEY.fullmatch(headers.get("sec-websocket-key", "")) is not None
@@ -95,7 +98,17 @@ def usual_upgrade(raw: bytes) -> Upgrade | None:
         and "sec-websocket-extensions" not in headers
         and len(headers) == raw.count(b"\r\n")  # no header twice
     )
-    return Upgrade(LINK_PATH, headers, [SUBPROTOCOL]) if usual else None
+    return Upgrade(path, headers, [SUBPROTOCOL]) if usual else None
+
+
+def is_below(path: str, expected: str) -> bool:
+    """Return whether a path is the expected one, alone or below the path of a proxy."""
+    return path.endswith(expected) and "?" not in path
+
+
+def token_path(link_path: str) -> str:
+    """Return where a dialer asks for a nonce: beside the path of its link."""
+    return link_path.rpartition("/")[0] + TOKEN_PATH
 
 
 def post(path: str, host: str, node: str, body: bytes = b"") -> bytes:

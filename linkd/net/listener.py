@@ -195,7 +195,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         if self._slot is not None:
             self.factory.admission.asked(self._slot)
         path = head.first[1]
-        if path == http_head.TOKEN_PATH:
+        if http_head.is_below(path, http_head.TOKEN_PATH):
             return self._give_nonce()
         special = self.factory.posts.get(path)
         if special is None:
@@ -240,8 +240,12 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
             self._refuse(503, "busy", "too many tokens were asked for from here", NONCE_LIFETIME)
             return False
         body = f'{{"nonce": "{nonce}", "expires_seconds": {NONCE_LIFETIME}}}'.encode()
-        self.sendData(http_head.answer(200, body, kind="application/json", close=False))
-        return True
+        # A proxy sends those of several dialers, but none ahead of the answer to another.
+        is_last = self._posts == MAX_POSTS and not self.data
+        self.sendData(http_head.answer(200, body, kind="application/json", close=is_last))
+        if is_last:
+            self.dropConnection(abort=False)
+        return not is_last
 
     def onConnect(self, request: Any) -> str:
         """Accept or refuse an upgrade; synchronous, so that nothing can happen in between."""
@@ -257,8 +261,10 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         return SUBPROTOCOL
 
     def _judge_upgrade(self, request: Any) -> None:
-        if request.path != http_head.LINK_PATH:
-            raise HandshakeRejected(404, "protocol", f"the only path is {http_head.LINK_PATH}")
+        if not http_head.is_below(request.path, http_head.LINK_PATH):
+            raise HandshakeRejected(
+                404, "protocol", f"the path does not end in {http_head.LINK_PATH}"
+            )
         if SUBPROTOCOL not in request.protocols:
             raise HandshakeRejected(
                 400, "protocol", f"the subprotocol {SUBPROTOCOL} was not offered"

@@ -161,9 +161,9 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     pytest_twisted.blockon(made.end())
 
 
-async def nonce(raw: Raw) -> str:
+async def nonce(raw: Raw, path: str = "/token") -> str:
     """Fetch a nonce."""
-    raw.write(b"POST /token HTTP/1.1\r\nHost: hub\r\nContent-Length: 0\r\n\r\n")
+    raw.write(f"POST {path} HTTP/1.1\r\nHost: hub\r\nContent-Length: 0\r\n\r\n".encode())
     heard = await raw.until(b"}")
     raw.heard = b""
     return str(json.loads(heard.split(b"\r\n\r\n", 1)[1])["nonce"])
@@ -239,6 +239,8 @@ async def test_bytes_that_are_no_request(hub: Hub, sent: bytes, status: bytes) -
         ("other", {"Sec_WebSocket_Protocol": "linkd.9"}, 400, "protocol"),
         ("other", {"Sec_WebSocket_Protocol": ""}, 400, "protocol"),
         ("other", {"path": "/elsewhere"}, 404, "protocol"),
+        ("other", {"path": "/link/elsewhere"}, 404, "protocol"),
+        ("other", {"path": "/elsewhere?path=/link"}, 404, "protocol"),
         ("other", {"Sec_WebSocket_Version": "7"}, 400, "protocol"),
         ("stranger", {}, 403, "rejected"),
         ("hub", {}, 403, "rejected"),
@@ -265,6 +267,20 @@ async def test_upgrades_that_are_refused(
     assert re.match(rb"HTTP/1\.1 %d " % status, raw.heard), raw.heard
     assert SECRET not in str(line)
     await hub.unharmed()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_proxy_may_share_a_connection_and_a_path_between_dialers(hub: Hub) -> None:
+    """It sends a few requests for nonces over one connection, then an upgrade or none."""
+    await hub.link_up()
+    first = await hub.raw()
+    given = [await nonce(first, "/linkd/token") for _ in range(4)]
+    assert len(set(given)) == 4
+    await first.closed.addTimeout(5, reactor)
+    second = await hub.raw()
+    second.write(upgrade("other", given[0], path="/linkd/link"))
+    await second.until(b"101 Switching")
+    assert [line for line in hub.lines if line.get("event") == "connection.refused"] == []
 
 
 @pytest_twisted.ensureDeferred
