@@ -27,6 +27,11 @@ from linkd.protocol.peer import SUBPROTOCOL
 NONCE_LIFETIME = 30.0
 """Seconds for which a nonce is valid."""
 
+FOREIGN_NONCE = (
+    "the nonce is of another run of this node, or of another hub: a balancer must send all requests"
+    " of one node to the same hub"
+)
+
 MIN_SECRET_CHARACTERS = 32
 MAX_SECRET_BYTES = 4096
 MAX_NONCE_CHARACTERS = 64
@@ -94,9 +99,13 @@ class Nonces:
             now: Seconds on the monotonic clock.
         """
         self._forget(now)
-        issued = self._issued(nonce)
-        if issued is None:
-            return "the nonce was not given out by this listener since it started"
+        body = _body(nonce)
+        if body is None:
+            return "the nonce is malformed"
+        raw, mac = body
+        if not hmac.compare_digest(mac, self._mac(raw)):
+            return FOREIGN_NONCE
+        issued = int.from_bytes(raw[:_TIME_BYTES], "big", signed=True) / 1000
         if not 0 <= now - issued < NONCE_LIFETIME:
             return (
                 f"the nonce is {now - issued:.0f} s old, at most {NONCE_LIFETIME:.0f} s are allowed"
@@ -109,22 +118,6 @@ class Nonces:
         self._order.append((issued + NONCE_LIFETIME, nonce))
         return None
 
-    def _issued(self, nonce: str) -> float | None:
-        """Return when this object issued `nonce`, None if it did not."""
-        if len(nonce) > MAX_NONCE_CHARACTERS or not nonce.isascii():
-            return None
-        try:
-            raw = urlsafe_b64decode(nonce + "=" * (-len(nonce) % 4))
-        except ValueError:
-            return None
-        canonical = urlsafe_b64encode(raw).rstrip(b"=").decode()
-        if len(raw) != _NONCE_BYTES or canonical != nonce:
-            return None
-        body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-        if not hmac.compare_digest(mac, self._mac(body)):
-            return None
-        return int.from_bytes(body[:_TIME_BYTES], "big", signed=True) / 1000
-
     def _mac(self, body: bytes) -> bytes:
         return hmac.digest(self._key, body, hashlib.sha256)[:_MAC_BYTES]
 
@@ -134,6 +127,20 @@ class Nonces:
             if not self._order or self._order[0][0] > now:
                 return
             self._spent.discard(self._order.popleft()[1])
+
+
+def _body(nonce: str) -> tuple[bytes, bytes] | None:
+    """Return a nonce's time and random bytes, and its MAC; None where it is malformed."""
+    if len(nonce) > MAX_NONCE_CHARACTERS or not nonce.isascii():
+        return None
+    try:
+        raw = urlsafe_b64decode(nonce + "=" * (-len(nonce) % 4))
+    except ValueError:
+        return None
+    canonical = urlsafe_b64encode(raw).rstrip(b"=").decode()
+    if len(raw) != _NONCE_BYTES or canonical != nonce:
+        return None
+    return raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
 
 
 def prove(secret: bytes, role: Role, dialer: str, listener: str, nonce: str) -> str:

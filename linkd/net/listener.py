@@ -24,7 +24,7 @@ from linkd.events import Level, emit
 from linkd.host import listen_error
 from linkd.net import http_head
 from linkd.net.admission import ConnectionLimiter, GreetedAddresses, PendingSlot
-from linkd.net.auth import NONCE_LIFETIME, Nonces, SecretCache, prove, verify
+from linkd.net.auth import FOREIGN_NONCE, NONCE_LIFETIME, Nonces, SecretCache, prove, verify
 from linkd.net.connection import ABORT_AFTER, Connection, Nodes, Post
 from linkd.net.linux import every_address, format_address
 from linkd.net.newcomers import Newcomer, Newcomers, PacedPort
@@ -312,6 +312,8 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         proof = request.headers.get(http_head.PROOF_HEADER.lower(), "")
         listener = self.factory
         complaint = listener.nonces.refusal(nonce, self.clock.seconds())
+        if complaint == FOREIGN_NONCE:  # soon over, unless a balancer always does so
+            raise HandshakeRejected(503, "rejected", complaint, 1.0)
         if complaint is not None:
             raise HandshakeRejected(401, "rejected", complaint)
         try:

@@ -18,7 +18,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 
 from linkd.config import PeerSettings
 from linkd.errors import Unavailable
-from linkd.net.auth import prove
+from linkd.net.auth import Nonces, prove
 from linkd.net.dialer import DialerContext, LinkDialer
 from linkd.net.listener import Listener
 from linkd.protocol.peer import Ack, Generation, Goodbye, encode
@@ -248,6 +248,7 @@ async def test_bytes_that_are_no_request(hub: Hub, sent: bytes, status: bytes) -
         ("other", {"Linkd_Proof": "0" * 64}, 401, "rejected"),
         ("other", {"Linkd_Proof": ""}, 401, "rejected"),
         ("other", {"Linkd_Nonce": "made-up"}, 401, "rejected"),
+        ("other", {"Linkd_Nonce": Nonces().issue(1.0, "192.0.2.1")}, 503, "rejected"),
         ("other", {"Linkd_Nonce": ""}, 401, "rejected"),
         ("other", {"Linkd_Peer": "hub\vX: y"}, 400, "protocol"),
         ("other", {"Linkd_Peer": "hub\rX: y"}, 400, "protocol"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from linkd.errors import ConfigError
 from linkd.net.auth import (
+    FOREIGN_NONCE,
     NONCE_LIFETIME,
     SETTLED_SECONDS,
     Nonces,
@@ -83,7 +84,8 @@ def test_another_spelling_of_a_spent_nonce_is_refused() -> None:
 
 
 def test_a_restart_voids_all() -> None:
-    assert Nonces().refusal(issue(Nonces(), 1.0), 1.0) is not None
+    assert Nonces().refusal(issue(Nonces(), 1.0), 1.0) == FOREIGN_NONCE
+    assert Nonces().refusal("made-up", 1.0) == "the nonce is malformed"
 
 
 def test_all_are_different_and_fit_a_header() -> None:
