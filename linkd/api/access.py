@@ -26,6 +26,9 @@ TEXT_SUBPROTOCOL: Final = "linkd.text.1"
 BEARER_SUBPROTOCOL: Final = "linkd.bearer."
 """A page offers this and its key or token in base64url, where it would set `Authorization`."""
 
+_PROBES: Final = (b"/healthz", b"/readyz")
+"""Balancers ask these by address, under any name, or in HTTP/1.0 without a Host."""
+
 TRY_AGAIN: Final = 1013
 REFUSED: Final = 4000
 """Added to the HTTP status of a refusal, it is the code of a close: 4401, 4403."""
@@ -108,6 +111,7 @@ class AuthorizedRequest(msgspec.Struct, frozen=True):
         patterns: How narrow its token was.
         token: The token that an upgrade uses up once it succeeds.
         refusal: Why the WebSocket that is opened closes at once.
+        is_foreign_host: Its Host is none of this node's: the answer names no peers.
     """
 
     match: Match
@@ -116,6 +120,7 @@ class AuthorizedRequest(msgspec.Struct, frozen=True):
     patterns: tuple[str, ...] = ()
     token: str | None = None
     refusal: ApiError | None = None
+    is_foreign_host: bool = False
 
 
 class AccessControl:
@@ -143,12 +148,19 @@ class AccessControl:
         """Return who calls what; raise ApiError."""
         if request.local:
             return AuthorizedRequest(_match(request), SOCKET, "socket")
-        host = self._check_host(request)
+        is_foreign = False
+        try:
+            host = self._check_host(request)
+        except ApiError:
+            if request.path not in _PROBES:
+                raise
+            host, is_foreign = "", True
         origin = self._check_origin(request, host)
         if origin:  # its page may read why the call is refused, too
             request.setHeader(b"Access-Control-Allow-Origin", origin.encode())
             request.setHeader(b"Vary", b"Origin")
-        return self._admit(request, _match(request))
+        admitted = self._admit(request, _match(request))
+        return msgspec.structs.replace(admitted, is_foreign_host=True) if is_foreign else admitted
 
     def preflight(self, request: ApiRequest) -> str:
         """Return the origin whose browser asks whether it may call; raise ApiError."""

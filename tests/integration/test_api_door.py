@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,30 @@ async def test_headers_in_several_lines_are_answered(served: Served) -> None:
         head = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{twice}{more}\r\n"
         got = await thread(lambda h=head: served.raw(h.encode()))
         assert got.split(b" ")[1] == status, (target, got[:200])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_health_check_needs_no_host(served: Served) -> None:
+    """HAProxy asks in HTTP/1.0 without one, and under the name `localhost` of an old default."""
+
+    def probe(request: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=5) as line:
+            line.sendall(request)
+            return b"".join(iter(lambda: line.recv(65_536), b""))
+
+    for path, host, status in (
+        (b"/healthz", b"", b"200"),
+        (b"/readyz", b"", b"200"),
+        (b"/readyz", b"Host:\r\n", b"200"),
+        (b"/readyz", b"Host: a@b\r\n", b"200"),
+        (b"/metrics", b"", b"400"),
+        (b"/v1/status", b"Host: balancer.example\r\n", b"421"),
+    ):
+        answer = await thread(partial(probe, b"GET %s HTTP/1.0\r\n%s\r\n" % (path, host)))
+        assert answer.split(b" ")[1] == status, (path, host)
+        assert b"hub" not in answer
+    foreign = b"GET /readyz HTTP/1.0\r\nOrigin: https://evil.example\r\n\r\n"
+    assert b" 403 " in await thread(partial(probe, foreign))
 
 
 @pytest_twisted.ensureDeferred
