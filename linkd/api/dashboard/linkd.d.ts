@@ -33,7 +33,8 @@ export type Status = {
 };
 export type Options = {
     /**
-     * The node, `http://HOST:PORT`; by default where the page came from.
+     * The node, `http://HOST:PORT`, or `https://HOST/PATH/` behind a proxy that serves it
+     * below a path; by default the root of where the page came from.
      */
     url?: string | URL;
     /**

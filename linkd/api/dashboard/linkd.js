@@ -28,7 +28,8 @@
  */
 /**
  * @typedef {object} Options
- * @property {string | URL} [url] The node, `http://HOST:PORT`; by default where the page came from.
+ * @property {string | URL} [url] The node, `http://HOST:PORT`, or `https://HOST/PATH/` behind a proxy that serves it
+ *   below a path; by default the root of where the page came from.
  * @property {string} [key] A key of `[[api.key]]`.
  * @property {() => string | null | Promise<string | null>} [token] Or: it brings a fresh token for every connect.
  *   With neither, none is sent: the cookie session goes along, or the node asks for no key.
@@ -701,7 +702,7 @@ export class Linkd extends EventTarget {
     const must = this._hidden && this._mayAsk && now() - this._dialed < BLIND_SECONDS;
     if (!must || typeof ask !== "function") return true;
     this._stage = "the node to be there";
-    const url = new URL("/healthz", this.url);
+    const url = new URL("healthz", this.url);
     url.protocol = url.protocol.replace("ws", "http");
     /** @type {Promise<boolean>} */
     const late = new Promise((resolve) => (this._timers.ask = setTimeout(() => resolve(true), ASK_SECONDS * 1000)));
@@ -734,7 +735,7 @@ export class Linkd extends EventTarget {
 
   /** @param {number} generation @param {string | null} token */
   _dial(generation, token) {
-    const url = new URL("/ws", this.url);
+    const url = new URL("ws", this.url);
     url.protocol = url.protocol === "https:" || url.protocol === "wss:" ? "wss:" : "ws:";
     url.hash = "";
     const { status, presence } = this.options;
@@ -1307,8 +1308,8 @@ function checkOptions(options) {
 }
 
 /**
- * Return the node's address: the given one, or where the page came from; in a frame without an address of its own
- * (`srcdoc`, `blob:`) where the page around it came from.
+ * Return the node's address: the given one, or the root of where the page came from; in a frame without an address
+ * of its own (`srcdoc`, `blob:`) that of the page around it.
  * @param {string | URL | undefined} given
  */
 function address(given) {
@@ -1316,7 +1317,7 @@ function address(given) {
   const base = given ?? [location?.href, document?.baseURI, location?.origin].find((each) => /^https?:/.test(each ?? ""));
   let url;
   try {
-    url = new URL(/** @type {string} */ (base));
+    url = given == null ? new URL("/", base) : new URL(given);
   } catch {
     throw new TypeError(`url: expected the node's, as http://HOST:PORT, got ${base}`);
   }

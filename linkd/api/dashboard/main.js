@@ -1,6 +1,6 @@
 // @ts-check
 // The page: asks the node once a second, and hears changes of links the moment they happen.
-import { Linkd } from "/linkd.js";
+import { Linkd } from "./linkd.js";
 import { byId, say } from "./dom.js";
 import { EventLog } from "./events.js";
 import { lasting, size } from "./format.js";
@@ -18,7 +18,7 @@ const THEMES = ["system", "light", "dark"];
 
 class Dashboard {
   constructor() {
-    this.node = new Linkd({ status: true });
+    this.node = new Linkd({ url: new URL(".", location.href), status: true });
     this.events = new EventLog();
     this.messages = new MessageBox(this.node);
     /** @type {Map<string, LinkCard>} */
@@ -100,7 +100,7 @@ class Dashboard {
   async poll() {
     if (this.asking || this.signedOut) return;
     this.asking = true;
-    const status = await this.get("/v1/status").finally(() => (this.asking = false));
+    const status = await this.get("v1/status").finally(() => (this.asking = false));
     if (status === null) return;
     if (status.log.id !== this.status?.log.id) this.events.clear();
     this.status = status;
@@ -112,7 +112,7 @@ class Dashboard {
   async history() {
     if (this.signedOut) return;
     const after = this.events.last;
-    const [outages, events] = await Promise.all([this.get("/v1/outages?since=86400"), this.get(`/v1/events?after=${after}`)]);
+    const [outages, events] = await Promise.all([this.get("v1/outages?since=86400"), this.get(`v1/events?after=${after}`)]);
     // Two answers can cross: each event is taken once.
     if (events && this.events.last === after) this.events.add(events.events);
     if (outages) {
@@ -199,7 +199,7 @@ class Dashboard {
   card(peer) {
     let card = this.cards.get(peer);
     if (!card) {
-      card = new LinkCard(peer, () => this.get(`/v1/peers/${encodeURIComponent(peer)}/history`));
+      card = new LinkCard(peer, () => this.get(`v1/peers/${encodeURIComponent(peer)}/history`));
       card.plots.span = this.plotSpan;
       this.cards.set(peer, card);
       byId("links").append(card.element);
@@ -257,7 +257,7 @@ class Dashboard {
   connection({ state, retrySeconds, attempts }) {
     if (state === "waiting" && this.lostAt === undefined) {
       this.lostAt = Date.now();
-      this.get("/v1/status"); // a session that ended asks for a token
+      this.get("v1/status"); // a session that ended asks for a token
     }
     if (state === "up" && this.lostAt !== undefined) this.cards.forEach(({ plots }) => plots.visible && plots.fill());
     if (state === "up" || state === "stopped") this.lostAt = undefined;

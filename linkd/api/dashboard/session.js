@@ -15,7 +15,7 @@ export async function enter() {
 /** @param {string} token @returns {Promise<boolean>} whether the node took it */
 async function exchange(token) {
   const headers = { Authorization: `Bearer ${token.trim()}` };
-  const answer = await fetch("/v1/session", { method: "POST", headers }).catch(() => null);
+  const answer = await fetch("v1/session", { method: "POST", headers }).catch(() => null);
   return answer !== null && answer.ok;
 }
 
