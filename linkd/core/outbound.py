@@ -44,13 +44,17 @@ class Outbound:
         sent_records: Records sent since the start.
         acked_records: Records acknowledged on the connection that sent them, since the start.
         flight_bytes: Bytes sent and not yet acknowledged, with BATCH_OVERHEAD_BYTES a batch.
-        owed_records: Records of the log that the peer gets and has not acknowledged.
+        owed_records: Records of the log that the peer gets and has not acknowledged; at least 1
+            while they are counted.
         owed_bytes: Bytes of these.
+        counting: They are counted: of the records that the log had when that began nothing is in
+            the two figures yet.
         wants: The channels that the peer takes, by its last hello; None before the first.
         relays: The peer takes records that a third node published, by its last hello.
     """
 
     __slots__ = (
+        "_acked_uncounted",
         "_announced",
         "_connected",
         "_expired",
@@ -67,6 +71,7 @@ class Outbound:
         "_writable",
         "acked",
         "acked_records",
+        "counting",
         "deadline",
         "epoch_below",
         "flight_bytes",
@@ -106,6 +111,8 @@ class Outbound:
         self.owed_records = 0
         self.owed_bytes = 0
         self._owed_end = 1
+        self.counting = False
+        self._acked_uncounted = (0, 0)  # records and bytes that left the backlog meanwhile
         self.flight_bytes = 0
         self.wants: Patterns | None = None
         self.relays = True
@@ -162,8 +169,34 @@ class Outbound:
         self.owed_bytes += size
         self._owed_end = end
 
+    def no_backlog(self) -> None:
+        """Note that nothing is owed."""
+        self.owed_records = self.owed_bytes = 0
+        self.counting = False
+
+    def begin_count(self, end: int) -> None:
+        """Begin to count the backlog, all of which is below `end`.
+
+        Until then one record counts, so that nobody takes the peer to be up to date.
+        """
+        self.owed_records, self.owed_bytes = 1, 0
+        self.counting, self._acked_uncounted = True, (0, 0)
+        self._owed_end = end
+
+    def end_count(self, records: int, size: int) -> None:
+        """Add what was counted, without what has left the backlog since the count began."""
+        if self.counting:
+            self.counting = False
+            gone, gone_bytes = self._acked_uncounted
+            self.owed_records = max(0, self.owed_records - 1 + records - gone)
+            self.owed_bytes = max(0, self.owed_bytes + size - gone_bytes)
+
     def _settle(self, records: int, size: int) -> None:
         """Take from the peer's backlog."""
+        if self.counting:
+            gone, gone_bytes = self._acked_uncounted
+            self._acked_uncounted = gone + records, gone_bytes + size
+            return
         self.owed_records = max(0, self.owed_records - records)
         self.owed_bytes = max(0, self.owed_bytes - size)
 
@@ -297,7 +330,7 @@ class Outbound:
         self.acked_records += all_records
         self._settle(all_records, all_bytes)
         if next >= self._owed_end:
-            self.owed_records = self.owed_bytes = 0
+            self.no_backlog()
         return [Acked(next), *self._more()]
 
     def resend(self, next: int) -> list[Effect]:

@@ -407,24 +407,12 @@ class Log(ABC):
         As with `totals`, one may come many times, and the log may change between two steps.
         """
 
-    def owed(self, position: int) -> dict[str, tuple[int, int]]:
-        """Return (records, bytes of records) by channel from `position` to the log's end.
-
-        Called seldom (at start and when a position moves back): it takes time for each channel.
-        """
-        owed: dict[str, tuple[int, int]] = {}
-        for channel, records, size in self.totals(position):
-            if records:
-                old = owed.get(channel, (0, 0))
-                owed[channel] = (old[0] + records, old[1] + size)
-        return owed
-
     @abstractmethod
     def totals(self, position: int) -> Iterator[tuple[str, int, int]]:
         """Yield (channel, records, bytes of records) from `position` to the log's end.
 
         A channel may come many times, also with no records. Between two steps the log may change:
-        what is stored or deleted then may be counted or not. Sealed segments keep their totals.
+        what is stored then is not counted, what is deleted then may be.
         """
 
     @abstractmethod

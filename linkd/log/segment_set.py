@@ -73,16 +73,21 @@ class SegmentSet:
     def totals(self, position: int, tail: TailCache) -> Iterator[tuple[str, int, int]]:
         """Yield (channel, records, bytes of records) from `position` on.
 
-        The segments may change between two steps.
+        What is stored after the first step is not counted: only the newest block grows.
         """
-        for segment in self._behind(position):
+        behind = self._behind(position)
+        newest = behind[-1].blocks[-1] if behind else None
+        grows = () if newest is None else tuple(newest.totals.items())
+        blocks = [(segment, tuple(segment.blocks)) for segment in behind]
+        for segment, its_blocks in blocks:
             number = segment.block_of(position)
-            if segment.blocks[number].offset < position:
+            if its_blocks[number].offset < position:
                 with suppress(CorruptSegment, OSError):
                     yield from self._part(segment, number, position, tail)
                 number += 1
-            for block in segment.blocks[number:]:
-                for channel, (records, size) in tuple(block.totals.items()):
+            for block in its_blocks[number:]:
+                totals = grows if block is newest else tuple(block.totals.items())
+                for channel, (records, size) in totals:
                     yield channel, records, size
 
     def channels(self, first: int, next: int, tail: TailCache) -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
-from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from linkd.log.base import Log
 from linkd.log.cursor_store import CursorStore
 from linkd.log.interface import PeerCursor
 from linkd.net.dialer import LinkDialer
+from linkd.node.backlog import COUNT_SECONDS, BacklogCounts, count
 from linkd.node.link_driver import LinkDriver
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES
 from linkd.status import AbsentPeer
@@ -34,12 +34,6 @@ KEPT_SECONDS = 86_400.0
 
 NOTED_EVERY = 60.0
 """Interval of saving how long a peer has been absent, which adds up over restarts."""
-
-COUNT_SECONDS = 0.005
-"""Seconds for which what absent peers are owed is counted in one slice."""
-
-COUNT_STEP = 64
-"""Channels between two looks at the clock."""
 
 
 class _Absent(msgspec.Struct):
@@ -219,14 +213,11 @@ class AbsentPeers:
 
         Yields after each few channels; the figures change at the end.
         """
-        position, records, size = max(absent.cursor.acked, self._log.first), 0, 0
-        totals = self._log.totals(position) if position < self._log.next else iter(())
-        while step := tuple(islice(totals, COUNT_STEP)):
-            mine = [(some, their) for channel, some, their in step if absent.owes(channel)]
-            records += sum(some for some, _ in mine)
-            size += sum(their for _, their in mine)
+        total = 0, 0
+        for step in count(self._log, absent.cursor.acked, absent.owes):
+            total = step
             yield
-        absent.records, absent.bytes = records, size
+        absent.records, absent.bytes = total
 
     def low_water(self, crowded: bool) -> int:
         """Return the offset below which no absent peer is owed anything.
@@ -332,6 +323,7 @@ class Links:
     Attributes:
         drivers: The links, by peer.
         absent: The peers that are no longer configured.
+        counts: What counts the backlogs of peers.
     """
 
     def __init__(
@@ -348,6 +340,7 @@ class Links:
         self._make_dialer = make_dialer
         self._rng = rng
         self._waits: dict[str, AckWaiters] = {}
+        self.counts = BacklogCounts(node.clock)
 
     # -- life ---------------------------------------------------------------------------------
 

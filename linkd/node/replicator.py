@@ -24,6 +24,7 @@ from linkd.errors import Gap, LinkdError, LogClosed, OutOfStep, RemoteProtocolEr
 from linkd.log.commit import ignore
 from linkd.log.interface import Appended
 from linkd.net.connection import Connection
+from linkd.node.backlog import Total, count
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch
@@ -191,6 +192,9 @@ class Replicator:
         self._stamp: tuple[int, float | None] = (0, None)  # when what is at an offset was stored
         self._relay_logged = False  # that records were not relayed, on this connection
         self._late_logged = False  # that records came late, on this link
+        self._trimmed: tuple[int, int, int | None] | None = None
+        """Where the peer was and the log began when records of it were deleted, and what it was
+        owed before, while it is counted how many they were."""
         self.not_relayed_records = 0
         self._deadline_timer: DelayedCall | None = None
         self._performers: dict[type, Callable[..., None]] = {
@@ -275,6 +279,8 @@ class Replicator:
         if self._deadline_timer is not None and self._deadline_timer.active():
             self._deadline_timer.cancel()
         self._deadline_timer = None
+        self._node.links.counts.give_up(self)
+        self._report_trimmed(None)
 
     def received(self, connection: Connection, message: wire.Message) -> None:
         """Process a message; a late one of an older connection is dropped here."""
@@ -346,17 +352,27 @@ class Replicator:
         before = outbound.owed_records
         if outbound.acked >= first or not before:
             return
-        self.recount()
-        if outbound.owed_records < before:
-            lost = before - outbound.owed_records
+        self._trimmed = (outbound.acked, first, None if outbound.counting else before)
+        self._count()
+
+    def _report_trimmed(self, owed: int | None) -> None:
+        """Log how many owed records were deleted: at most all, where that was not counted."""
+        trimmed, self._trimmed = self._trimmed, None
+        if trimmed is None:
+            return
+        acked, first, before = trimmed
+        lost, most = first - acked, "up to "
+        if before is not None and owed is not None:
+            lost, most = before - owed, ""
+        if lost > 0:
             self._link.log_event(
                 "warn",
                 "log.dropped",
-                first=outbound.acked,
+                first=acked,
                 next=first,
                 records=lost,
-                detail=f"{lost} records that {self.peer} was owed, among the offsets"
-                f" {outbound.acked} to {first - 1}, were deleted",
+                detail=f"{most}{lost} records that {self.peer} was owed, among the offsets"
+                f" {acked} to {first - 1}, were deleted",
             )
 
     def volatile(self, payload: bytes) -> bool:
@@ -380,14 +396,24 @@ class Replicator:
 
     def recount(self) -> None:
         """Recount the owed records after the peer's position has jumped."""
+        if self._trimmed is not None:  # what it was owed before is not known any more
+            self._trimmed = (*self._trimmed[:2], None)
+        self._count()
+
+    def _count(self) -> None:
+        outbound, log = self.session.outbound, self._log
+        outbound.begin_count(log.next)
+        steps = count(log, outbound.acked, self.owes)
+        self._node.links.counts.begin(self, steps, self._counted)
+
+    def _counted(self, total: Total) -> None:
+        """Note how much is owed."""
         outbound = self.session.outbound
-        outbound.owed_records = outbound.owed_bytes = 0
-        position = max(outbound.acked, self._log.first)
-        if position >= self._log.next:
-            return
-        for channel, (records, size) in self._log.owed(position).items():
-            if self.owes(channel):
-                outbound.add_backlog(records, size, self._log.next)
+        outbound.end_count(*total)
+        self._report_trimmed(total[0])
+        if self._unproved and not outbound.owed_records:
+            self._unproved = False
+            self._link.acknowledged()
 
     def backlog_age(self) -> float | None:
         """Return the age in seconds of the oldest record owed, or None."""

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from linkd.config import LogSettings
+from linkd.log.base import Log
 from linkd.log.disk_log import DiskLog
 from linkd.log.files import DiskFiles, Environment
 from linkd.log.origins import Origins, OriginsSnapshot
@@ -203,3 +204,13 @@ def origins_again(known: Origins, size: int = 3) -> Origins:
     for part in list(known.slices(size)):
         again.add(part)
     return again
+
+
+def owed(log: Log, position: int) -> dict[str, tuple[int, int]]:
+    """Return (records, bytes of records) by channel from `position` to the log's end."""
+    found: dict[str, tuple[int, int]] = {}
+    for channel, records, size in log.totals(position):
+        if records:
+            old = found.get(channel, (0, 0))
+            found[channel] = (old[0] + records, old[1] + size)
+    return found

@@ -829,3 +829,32 @@ def test_a_channel_with_a_malformed_name_is_never_taken(channel: str) -> None:
     assert store.batch.count == 0
     volatile = msgspec.structs.replace(VOLATILE, channel=channel)
     assert session.received(volatile, 0.0) == [RecordsRefused("", 2)]
+
+
+def test_a_backlog_that_is_counted_meets_what_is_sent_and_acknowledged_meanwhile() -> None:
+    session = made()
+    outbound = session.outbound
+    greeted(session)
+    outbound.begin_count(4)
+    assert (outbound.owed_records, outbound.owed_bytes) == (1, 0)
+    outbound.read([batch(1, b"a"), batch(2, b"b"), batch(3, b"c")], 0.0, 0.0)
+    outbound.add(batch(4, b"d"))
+    size = len(batch(4, b"d").records)
+    outbound.acknowledged(3)
+    assert outbound.owed_records > 0
+    outbound.end_count(3, 3 * size)
+    assert (outbound.owed_records, outbound.owed_bytes) == (2, 2 * size)
+    outbound.end_count(3, 3 * size)
+    assert outbound.owed_records == 2
+
+
+def test_a_count_is_void_once_all_of_it_is_acknowledged() -> None:
+    session = made()
+    outbound = session.outbound
+    greeted(session)
+    outbound.begin_count(2)
+    outbound.read([batch(1, b"a")], 0.0, 0.0)
+    outbound.acknowledged(2)
+    assert not outbound.counting
+    outbound.end_count(1, 3)
+    assert (outbound.owed_records, outbound.owed_bytes) == (0, 0)

@@ -35,6 +35,7 @@ from tests.support.logs import (
     everything,
     fetch,
     numbered,
+    owed,
     received,
     store,
 )
@@ -383,7 +384,7 @@ def test_a_segment_that_begins_at_the_start_counts_as_empty_and_carries_what_was
     assert bench.log._at >= MIB
     log = bench.restart()
     assert len(log._segment_set.segments) == 3
-    assert log.owed(3)["orders"][0] == 20
+    assert owed(log, 3)["orders"][0] == 20
     assert log.stamp_at(3) is not None
     assert bodies(fetch(bench, 3))[0][:6] == b"000002"
     log = bench.restart()
@@ -606,15 +607,15 @@ def test_totals_of_what_memory_no_longer_has(
     for number in range(30):
         append(bench, draft(b"%06d" % number + bytes(100_000), time=1000.0 + number))
     log = bench.restart()
-    assert log.owed(29)["orders"][0] == 2
-    assert (log.owed(31), log.stamp_at(31)) == ({}, None)
+    assert owed(log, 29)["orders"][0] == 2
+    assert (owed(log, 31), log.stamp_at(31)) == ({}, None)
     assert log._segment_set.stamp_at(31) is None
     first = min(bench.path.glob("*.log"))
     content = bytearray(first.read_bytes())
     content[250_000] ^= 1
     first.write_bytes(bytes(content))
     # What can't be read is passed over: the next block answers.
-    assert 20 < log.owed(2)["orders"][0] < 29
+    assert 20 < owed(log, 2)["orders"][0] < 29
 
 
 @pytest.mark.parametrize(
@@ -635,7 +636,7 @@ def test_a_block_that_cannot_be_read_counts_as_holding_all_its_channels(
     with monkeypatch.context() as patched:
         patched.setattr("linkd.log.segment_set.walk", refuse)
         assert "orders" in list(log.channels(2, 3))
-        assert log.owed(2)["orders"][0] < 29
+        assert owed(log, 2)["orders"][0] < 29
     assert "orders" in list(log.channels(2, 3))
 
 

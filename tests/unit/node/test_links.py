@@ -11,10 +11,12 @@ import pytest
 from linkd.config import PeerSettings
 from linkd.errors import LinkdError
 from linkd.node import Stores
-from linkd.node.links import COUNT_STEP, KEPT_SECONDS
+from linkd.node.backlog import COUNT_STEP
+from linkd.node.links import KEPT_SECONDS
 from linkd.node.outages import Outages
 from linkd.status import AbsentPeer
 from tests.support.fake_net import FakeNet, Kept, publish
+from tests.support.logs import owed
 
 EDGE = PeerSettings(name="edge", receive=("orders",))
 HUB = PeerSettings(name="hub", dial=("ws://hub/link",), send=("orders",))
@@ -65,7 +67,7 @@ def test_one_that_is_missing_for_one_reload_loses_nothing(
 ) -> None:
     edge = net.nodes["edge"]
     configure(net)
-    size = edge.log.owed(1)["orders"][1]
+    size = owed(edge.log, 1)["orders"][1]
     assert told == [
         (
             "error",
@@ -153,7 +155,7 @@ def test_an_operator_may_have_it_forgotten_at_once(
     with pytest.raises(KeyError):
         edge.forget_peer("nobody", True)
     configure(net)
-    size = edge.log.owed(1)["orders"][1]
+    size = owed(edge.log, 1)["orders"][1]
     assert edge.forget_peer("hub", False) == (10, size)
     assert edge.status().absent
     assert edge.forget_peer("hub", True) == (10, size)
