@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -35,6 +34,9 @@ MESSAGE_BYTES = 131_072
 MAX_PATTERNS_BYTES = 65_536
 """Maximum total size of the patterns of one connection."""
 
+FRAME_BYTES = 256
+"""About what a decoded frame takes in memory, beside its records (measured)."""
+
 MAX_WAITS = 10_000
 WAIT_BYTES = 4096
 """About what one takes in memory (measured)."""
@@ -60,7 +62,9 @@ class StreamSession(ClientSession):
     def __init__(self, api: ApiServer, caller: Caller, socket: ApiWebSocket) -> None:
         super().__init__(api, caller, socket)
         self.publisher = StreamPublisher(self)
-        self._rest: deque[client.FromClient | msgspec.Raw] = deque()
+        self._rest: deque[client.FromClient] = deque()
+        self._slices: Iterator[list[client.FromClient]] | None = None  # of a large message
+        self._held = 0  # bytes of decoded frames that wait, as the budget has them
         self._opened = False
         self._version = client.MIN_VERSION
         self._subscriptions: dict[int, StreamSink] = {}
@@ -103,53 +107,81 @@ class StreamSession(ClientSession):
         try:
             if not binary:
                 raise RemoteProtocolError("expected binary messages", REFUSED)
-            frames = client.split_from_client(payload)
+            frames, self._slices = client.split_from_client(payload)
         except RemoteProtocolError as error:
             self._fatal("malformed", str(error))
             return
         if self._opened and set(map(type, frames)) == _PUBLISHES:
             self.publisher.publish(frames)  # type: ignore[arg-type]
-            return
-        self._rest = deque(frames)
-        self.busy = not self._work_off(self.api.share.end())
+            if self.publisher.waiting >= client.WHOLE_FRAMES:
+                self._set_busy(not self.publisher.flush(self.api.share.end()))
+        else:
+            self._rest.extend(frames)
+            self._set_busy(not self._work_off(self.api.share.end()))
 
     def go_on(self) -> None:
         """Work on the message that came, for a slice."""
         until = self.api.share.end()
-        self.busy = not (self._work_off(until) and self.publisher.flush(until))
+        self._set_busy(not (self._work_off(until) and self.publisher.flush(until)))
+
+    def _set_busy(self, busy: bool) -> None:
+        """Note whether frames wait: they count with the memory that they take once decoded."""
+        self.busy = busy
+        held = FRAME_BYTES * (len(self._rest) + self.publisher.waiting) if busy else 0
+        more, self._held = held - self._held, held
+        if more > 0:
+            self._budget.add(more)
+        else:
+            self._budget.release(-more)
 
     def _work_off(self, until: float) -> bool:
         """Work on frames until a time; return whether all are done."""
         rest, clock = self._rest, self.api.reactor
-        while rest:
-            frame = rest.popleft()
-            if isinstance(frame, msgspec.Raw):
-                try:
-                    frame = client.decode_one(frame)
-                except RemoteProtocolError as error:
-                    self._fatal("malformed", str(error))
-                    break
-            if type(frame) is client.Publish and self._opened:
-                self.publisher.publish((frame,))
-            elif type(frame) is client.Open or self._opened:
-                if not self.publisher.flush(until):
-                    rest.appendleft(frame)
-                    return False
-                self._calls[type(frame)](frame)
-            else:
-                self._fatal("malformed", "expected open as the first frame")
-                break
-            if not self.socket.open:
-                break
-            if rest and (self.socket.is_stuck or clock.seconds() >= until):
+        while rest or self._slices is not None:
+            if not (self._do(rest.popleft(), until) if rest else self._take_slice(until)):
                 return False
-        rest.clear()
+            if not self.socket.open:
+                rest.clear()
+                self._slices = None
+            elif (rest or self._slices) and (self.socket.is_stuck or clock.seconds() >= until):
+                return False
+        return True
+
+    def _take_slice(self, until: float) -> bool:
+        """Decode the next slice of a large message; return False where the last one still waits."""
+        if not self.publisher.flush(until):
+            return False
+        assert self._slices is not None
+        try:
+            frames = next(self._slices, None)
+        except RemoteProtocolError as error:
+            self._fatal("malformed", str(error))
+            return True
+        if frames is None:
+            self._slices = None
+        elif self._opened and set(map(type, frames)) == _PUBLISHES:
+            self.publisher.publish(frames)  # type: ignore[arg-type]
+        else:
+            self._rest.extend(frames)
+        return True
+
+    def _do(self, frame: client.FromClient, until: float) -> bool:
+        """Do what a frame asks for; return False where it must wait for the publishes before it."""
+        if type(frame) is client.Publish and self._opened:
+            self.publisher.publish((frame,))
+        elif type(frame) is client.Open or self._opened:
+            if not self.publisher.flush(until):
+                self._rest.appendleft(frame)
+                return False
+            self._calls[type(frame)](frame)
+        else:
+            self._fatal("malformed", "expected open as the first frame")
         return True
 
     def on_read_end(self) -> None:
         """Append what arrived together."""
         if not (self.busy or self.publisher.flush(self.api.share.end())):
-            self.busy = True
+            self._set_busy(True)
 
     def on_writable(self) -> None:
         """The client reads again."""
@@ -161,6 +193,7 @@ class StreamSession(ClientSession):
     def closed(self) -> None:
         """Release everything after a disconnect."""
         self._rest.clear()
+        self._slices = None
         for sink in list(self._subscriptions.values()):
             sink.close()
         self._subscriptions.clear()
@@ -169,6 +202,7 @@ class StreamSession(ClientSession):
             self._positions_due.cancel()
             self._positions_due = None
         self.publisher.closed()
+        self._set_busy(False)
         super().closed()
 
     # sending

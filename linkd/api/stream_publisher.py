@@ -184,6 +184,11 @@ class StreamPublisher:
             self._state.holder = None
         self._state = None
 
+    @property
+    def waiting(self) -> int:
+        """How many publishes came that are not handed on."""
+        return len(self._pending)
+
     def publish(self, frames: Sequence[client.Publish]) -> None:
         """Take publishes; they are handed on at the end of the turn."""
         settling = self._settling

@@ -8,7 +8,7 @@ the connection. Publishes and deliveries carry encoded records side by side
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -358,7 +358,13 @@ MAX_FRAMES = 65_536
 """The most frames of one message; classifying that many takes a few milliseconds."""
 
 WHOLE_BYTES = 262_144
-"""A message up to so long is decoded at once; of a longer one, each frame when it is its turn."""
+WHOLE_FRAMES = 1024
+"""A message up to this size is decoded at once; a larger one in slices, each in its turn."""
+
+SLICE_BYTES = 65_536
+SLICE_FRAMES = 256
+"""The most of one slice, unless a single frame is larger. A frame takes about ten times its bytes
+in memory once it is decoded, so only the slice that is worked on is."""
 
 _encoder = msgspec.msgpack.Encoder()
 _raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
@@ -366,7 +372,7 @@ _publish = msgspec.msgpack.Decoder(Publish)
 _one_from_client = msgspec.msgpack.Decoder(FromClient)
 _from_client = msgspec.msgpack.Decoder(list[FromClient])
 _from_daemon = msgspec.msgpack.Decoder(list[FromDaemon])
-_Frame = TypeVar("_Frame")
+_Decoded = TypeVar("_Decoded")
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -431,29 +437,50 @@ def decode_from_client(message: bytes) -> list[FromClient]:
     return _decode(_from_client, message)
 
 
-def split_from_client(message: bytes) -> Sequence[FromClient | msgspec.Raw]:
-    """Return a client's frames: those of a long message as `decode_one` takes them.
+def split_from_client(
+    message: bytes,
+) -> tuple[list[FromClient], Iterator[list[FromClient]] | None]:
+    """Return a client's frames: those of a large message in slices, decoded when asked for.
+
+    Returns:
+        All frames and None; or none, and the slices. A slice raises RemoteProtocolError as well.
 
     Raises:
         RemoteProtocolError: It is no array of frames that this version knows, or of too many.
     """
-    if _count(message) > MAX_FRAMES:
+    count = _count(message)
+    if count > MAX_FRAMES:
         raise RemoteProtocolError(f"expected at most {MAX_FRAMES} frames in a message", 1008)
-    if len(message) <= WHOLE_BYTES:
-        return _decode(_from_client, message)
-    return _decode(_raw, message)
+    if count <= WHOLE_FRAMES and len(message) <= WHOLE_BYTES:
+        return _decode(_from_client, message), None
+    return [], _slices(message, _bounds(_decode(_raw, message)))
 
 
-def decode_one(frame: msgspec.Raw) -> FromClient:
-    """Return one frame of a long message.
+def _bounds(frames: list[msgspec.Raw]) -> list[tuple[int, int]]:
+    """Return of each slice how many frames it has, and how many bytes."""
+    bounds = []
+    number = size = 0
+    for frame in frames:
+        more = len(frame)
+        if number and (number == SLICE_FRAMES or size + more > SLICE_BYTES):
+            bounds.append((number, size))
+            number = size = 0
+        number += 1
+        size += more
+    bounds.append((number, size))
+    return bounds
 
-    Raises:
-        RemoteProtocolError: It is no frame that this version knows.
-    """
-    try:
-        return _one_from_client.decode(frame)  # type: ignore[no-any-return]
-    except _MALFORMED as error:
-        raise RemoteProtocolError(f"expected an array of frames: {error}", 1008) from None
+
+def _slices(message: bytes, bounds: list[tuple[int, int]]) -> Iterator[list[FromClient]]:
+    """Yield the frames of a message slice by slice."""
+    begin = len(message) - sum(size for _, size in bounds)  # behind the head of the array
+    for number, size in bounds:
+        part = memoryview(message)[begin : begin + size]
+        begin += size
+        if number == 1:  # it may be large: not copied behind a head
+            yield [_decode(_one_from_client, part)]
+        else:
+            yield _decode(_from_client, array_header(number) + part)
 
 
 def _count(message: bytes) -> int:
@@ -474,8 +501,8 @@ def decode_from_daemon(message: bytes) -> list[FromDaemon]:
     return _decode(_from_daemon, message)
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[list[_Frame]], message: bytes) -> list[_Frame]:
-    """Decode one message."""
+def _decode(decoder: msgspec.msgpack.Decoder[_Decoded], message: bytes | memoryview) -> _Decoded:
+    """Decode one message, or a part of it."""
     try:
         return decoder.decode(message)
     except _MALFORMED as error:

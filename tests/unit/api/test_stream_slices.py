@@ -10,7 +10,7 @@ import pytest
 
 from linkd.api.auth import ANYONE
 from linkd.api.server import ApiServer
-from linkd.api.stream import MAX_PATTERNS_BYTES, StreamSession
+from linkd.api.stream import FRAME_BYTES, MAX_PATTERNS_BYTES, WAIT_BYTES, StreamSession
 from linkd.net.rate_limit import SLICE_SECONDS
 from linkd.protocol import client
 from linkd.protocol.records import EncodedRecord, encode_records
@@ -107,6 +107,53 @@ def test_publishes_are_appended_in_slices_in_order(bench: Bench) -> None:
     assert slices >= 3
 
 
+def test_frames_of_a_large_message_are_decoded_as_they_are_handed_on(bench: Bench) -> None:
+    bench.node.log.on_commit.append(bench.slow(SLICE_SECONDS / 100))
+    count = 5 * client.WHOLE_FRAMES
+    bench.say(*(client.Publish(n + 1, f"c.{n}", 1, ONE) for n in range(count)))
+    assert bench.session.busy
+    while bench.session.busy:
+        assert bench.session.publisher.waiting <= client.SLICE_FRAMES
+        bench.clock.advance(0)
+        bench.session.go_on()
+    assert [draft.channel for draft in bench.node.published] == [f"c.{n}" for n in range(count)]
+
+
+def test_a_malformed_frame_ends_a_large_message_where_it_is(bench: Bench) -> None:
+    frames = [client.encode_frame(client.Publish(n + 1, f"c.{n}", 1, ONE)) for n in range(1100)]
+    frames.insert(600, b"\x91\x7f")
+    bench.session.message(client.join(frames, len(frames)), True)
+    while bench.session.busy:
+        bench.session.go_on()
+    assert bench.heard(client.Failed)[0].error == "malformed"
+    assert len(bench.node.published) == 512
+    assert not bench.socket.open
+
+
+def test_decoded_frames_count_while_they_wait(bench: Bench) -> None:
+    held = bench.api.budget
+    bench.node.log.on_commit.append(bench.slow(SLICE_SECONDS / 10))
+    bench.say(*(client.Publish(n + 1, f"c.{n}", 1, ONE) for n in range(100)))
+    assert held.held == FRAME_BYTES * bench.session.publisher.waiting > 0
+    while bench.session.busy:
+        bench.clock.advance(0)
+        bench.session.go_on()
+    assert held.held == 0
+    bench.say(*(client.Publish(n + 101, f"c.{n}", 1, ONE) for n in range(100)))
+    assert held.held > 0
+    bench.session.closed()
+    assert held.held == 0
+
+
+def test_many_publishes_that_arrive_together_stop_the_reading(bench: Bench) -> None:
+    bench.node.log.on_commit.append(bench.slow(SLICE_SECONDS / 10))
+    few = [client.Publish(1, f"c.{n}", 1, ONE) for n in range(600)]
+    bench.session.message(client.encode(few), True)
+    assert not bench.session.busy
+    bench.session.message(client.encode(few), True)
+    assert bench.session.busy
+
+
 def test_frames_behind_publishes_wait_until_those_are_appended(bench: Bench) -> None:
     bench.node.log.on_commit.append(bench.slow(SLICE_SECONDS))
     bench.say(
@@ -185,7 +232,7 @@ def test_too_many_records_in_a_publish_are_refused(bench: Bench) -> None:
 
 def test_waits_are_counted_and_cancelled_in_slices(bench: Bench) -> None:
     bench.say(*(client.WaitForPeer(number, "hub", "orders", 2**40, 60.0) for number in range(100)))
-    assert bench.api.budget.held == 100 * 4096
+    assert bench.api.budget.held == 100 * WAIT_BYTES
     bench.session.closed()
     for _ in range(3):
         bench.clock.advance(0)

@@ -91,17 +91,41 @@ def test_more_records_than_bytes_are_refused(count: int) -> None:
         decode_records(b"\xc0", count)
 
 
-def test_frames_of_a_long_message_are_decoded_one_by_one() -> None:
+def slices_of(message: bytes) -> list[list[client.FromClient]]:
+    """Return the slices of a message that is not decoded whole."""
+    frames, slices = client.split_from_client(message)
+    assert frames == []
+    assert slices is not None
+    return list(slices)
+
+
+def test_a_short_message_is_decoded_whole() -> None:
+    frames: list[client.FromClient] = [client.WatchStatus()] * client.WHOLE_FRAMES
+    assert client.split_from_client(client.encode(frames)) == (frames, None)
+    assert client.split_from_client(client.encode([])) == ([], None)
+
+
+def test_many_frames_are_decoded_in_slices() -> None:
+    frames: list[client.FromClient] = [client.Credit(1, n) for n in range(client.WHOLE_FRAMES + 1)]
+    found = slices_of(client.encode(frames))
+    assert [frame for some in found for frame in some] == frames
+    assert list(map(len, found)) == [client.SLICE_FRAMES] * 4 + [1]
+
+
+def test_large_frames_of_a_long_message_are_decoded_one_by_one() -> None:
     large = client.Publish(1, "a", 1, bytes(client.WHOLE_BYTES))
-    frames = [large, client.WatchStatus()]
-    message = client.encode(frames)
-    found = client.split_from_client(message)
-    assert [client.decode_one(frame) for frame in found] == frames  # type: ignore[arg-type]
-    short = client.encode([client.WatchStatus()])
-    assert client.split_from_client(short) == [client.WatchStatus()]
-    bad = client.split_from_client(client.join([client.encode_frame(large), b"\x91\x7f"], 2))
+    small: list[client.FromClient] = [client.WatchStatus()] * 3
+    frames = [*small, large, large, *small]
+    assert slices_of(client.encode(frames)) == [small, [large], [large], small]
+
+
+def test_a_malformed_frame_of_a_long_message_is_found_in_its_slice() -> None:
+    large = client.encode_frame(client.Publish(1, "a", 1, bytes(client.WHOLE_BYTES)))
+    _, slices = client.split_from_client(client.join([large, b"\x91\x7f"], 2))
+    assert slices is not None
+    assert len(next(slices)) == 1
     with pytest.raises(RemoteProtocolError, match="expected an array of frames"):
-        client.decode_one(bad[1])  # type: ignore[arg-type]
+        next(slices)
 
 
 @pytest.mark.parametrize("head", [b"\xdd\x00\x01\x00\x01", b"\xdd\xff\xff\xff\xff"])
