@@ -6,17 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
-
 import linkd
 from linkd.api.auth import Caller
 from linkd.api.call import lasting_consumer
 from linkd.api.errors import ApiError, refusal_of
-from linkd.api.publish import wait_until_acked
 from linkd.api.session import ClientSession
 from linkd.api.sinks import ApiSink
-from linkd.api.stream_publisher import StreamPublisher, check_wait
+from linkd.api.stream_publisher import StreamPublisher
+from linkd.api.waits import PeerWaits
 from linkd.api.websocket import NORMAL, REFUSED
 from linkd.errors import LinkdError, RemoteProtocolError
 from linkd.net.timers import at_iteration_end
@@ -37,14 +34,8 @@ MAX_PATTERNS_BYTES = 65_536
 FRAME_BYTES = 256
 """About what a decoded frame takes in memory, beside its records (measured)."""
 
-MAX_WAITS = 10_000
-WAIT_BYTES = 4096
-"""About what one takes in memory (measured)."""
-
 POSITION_SECONDS = 5.0
 """Seconds between two reports of the positions of quiet subscriptions."""
-
-MAX_WAIT_SECONDS = 3600.0
 
 _PUBLISHES = {client.Publish}
 """What nearly every message holds and nothing else: then no frame needs a look of its own."""
@@ -70,7 +61,7 @@ class StreamSession(ClientSession):
         self._subscriptions: dict[int, StreamSink] = {}
         self._pattern_bytes = 0
         self._budget = api.budget.for_caller(caller.name)
-        self._waits: dict[int, Deferred[Any]] = {}
+        self._waits = PeerWaits(self)
         self._out: list[bytes] = []
         self._urgent: list[bytes] = []
         self._out_bytes = 0
@@ -80,7 +71,7 @@ class StreamSession(ClientSession):
         self._all_links_due = False  # the status of all links is to be sent soon
         self._calls: dict[type, Callable[[Any], None]] = {
             client.Open: self._open,
-            client.WaitForPeer: self._wait,
+            client.WaitForPeer: self._waits.begin,
             client.Subscribe: self._subscribe,
             client.Unsubscribe: self._unsubscribe,
             client.Credit: self._credit,
@@ -197,7 +188,7 @@ class StreamSession(ClientSession):
         for sink in list(self._subscriptions.values()):
             sink.close()
         self._subscriptions.clear()
-        self._cancel_waits()
+        self._waits.close()
         if self._positions_due is not None:
             self._positions_due.cancel()
             self._positions_due = None
@@ -275,57 +266,6 @@ class StreamSession(ClientSession):
                 node.log.state.epochs()[-client.MAX_EPOCHS :],
             )
         )
-
-    def _wait(self, frame: client.WaitForPeer) -> None:
-        if frame.id in self._waits or len(self._waits) >= MAX_WAITS:
-            self.send(
-                client.WaitResult(frame.id, "too-many", f"at most {MAX_WAITS}, each its own id")
-            )
-            return
-        timeout = min(frame.timeout, MAX_WAIT_SECONDS)
-        try:
-            self.caller.check_publish(frame.channel)
-            check_wait(self.api.node, frame.peer, frame.channel)
-        except ApiError as refusal:
-            self.send(client.WaitResult(frame.id, refusal.error, refusal.message))
-            return
-        if not self._budget.reserve(WAIT_BYTES):
-            self.send(client.WaitResult(frame.id, "too-many", "too many waits of this caller"))
-            return
-        next_ = frame.next or self.api.node.log.next
-        waiting = Deferred.fromCoroutine(wait_until_acked(self.api, frame.peer, next_, timeout))
-        self._waits[frame.id] = waiting
-        waiting.addBoth(self._give_wait_back)
-        waiting.addCallbacks(
-            lambda there: self._waited(frame, there), lambda why: self._wait_failed(frame, why)
-        )
-
-    def _give_wait_back(self, result: Any) -> Any:
-        self._budget.release(WAIT_BYTES)
-        return result
-
-    def _cancel_waits(self) -> None:
-        """Give up what was waited for, in slices."""
-        until = self.api.share.end()
-        while self._waits:
-            self._waits.popitem()[1].cancel()
-            if self.api.reactor.seconds() >= until:
-                self.api.share.queue(self._cancel_waits, self.caller.name)
-                break
-
-    def _wait_failed(self, frame: client.WaitForPeer, why: Failure) -> None:
-        """Answer a wait for a peer that was removed."""
-        refusal = why.value
-        if self._waits.pop(frame.id, None) is not None and isinstance(refusal, ApiError):
-            self.send(client.WaitResult(frame.id, refusal.error, refusal.message))
-
-    def _waited(self, frame: client.WaitForPeer, there: bool) -> None:
-        self._waits.pop(frame.id, None)
-        if there:
-            self.send(client.WaitResult(frame.id))
-        else:
-            late = f"{frame.peer} did not have it within {frame.timeout:g} s; it stays owed"
-            self.send(client.WaitResult(frame.id, "timeout", late))
 
     def _subscribe(self, frame: client.Subscribe) -> None:
         most = self.api.node.config.limits.subscriptions

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from linkd.log.base import Log
 
 COUNT_SECONDS: Final = 0.005
-"""For so long at a time the backlogs of peers are counted, in seconds."""
+"""Seconds for which backlogs of peers are counted in one slice."""
 
 COUNT_STEP: Final = 64
 """Channels between two looks at the clock."""

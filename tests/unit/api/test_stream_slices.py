@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import CancelledError
 
 from linkd.api.auth import ANYONE
 from linkd.api.server import ApiServer
-from linkd.api.stream import FRAME_BYTES, MAX_PATTERNS_BYTES, WAIT_BYTES, StreamSession
+from linkd.api.stream import FRAME_BYTES, MAX_PATTERNS_BYTES, StreamSession
+from linkd.api.waits import WAIT_BYTES
 from linkd.net.rate_limit import SLICE_SECONDS
 from linkd.protocol import client
 from linkd.protocol.records import EncodedRecord, encode_records
@@ -256,3 +258,40 @@ def test_a_run_with_a_malformed_publish_goes_one_by_one_in_slices(bench: Bench) 
         bench.session.go_on()
     assert sum(draft.count for draft in bench.node.published) == 9
     assert [frame.sequence for frame in bench.heard(client.PublishFailed)] == [6]
+
+
+def test_waits_end_when_their_time_is_over_each_once(bench: Bench) -> None:
+    started = bench.clock.seconds()
+    bench.say(*(client.WaitForPeer(n, "hub", "orders", 2**40, 9.0 - n) for n in range(8)))
+    bench.clock.rightNow = started + 3.5
+    for _ in range(2):
+        bench.clock.advance(0)
+    results = bench.heard(client.WaitResult)
+    assert [(one.id, one.error) for one in results] == [(n, "timeout") for n in (7, 6)]
+    bench.say(client.WaitForPeer(7, "hub", "orders", 2**40, 60.0))
+    bench.clock.rightNow = started + 20.0
+    for _ in range(3):
+        bench.clock.advance(0)
+    results = bench.heard(client.WaitResult)
+    assert [one.id for one in results[2:]] == [5, 4, 3, 2, 1, 0]
+    assert bench.api.budget.held == WAIT_BYTES
+    bench.node.links.reached["hub"] = 2**40
+    bench.node.links.waits[-1][2].callback(None)
+    assert bench.heard(client.WaitResult)[-1] == client.WaitResult(7)
+    assert bench.api.budget.held == 0
+
+
+def test_answered_waits_leave_little_behind(bench: Bench) -> None:
+    for number in range(1000):
+        bench.say(client.WaitForPeer(number, "hub", "orders", 2**40, 3600.0))
+        bench.node.links.waits.pop()[2].callback(None)
+    assert len(bench.heard(client.WaitResult)) == 1000
+    assert len(bench.session._waits._ends) <= 65
+
+
+def test_a_wait_for_a_peer_that_is_removed_is_answered(bench: Bench) -> None:
+    bench.say(client.WaitForPeer(1, "hub", "orders", 2**40, 60.0))
+    bench.node.links.waits[0][2].errback(CancelledError())
+    (result,) = bench.heard(client.WaitResult)
+    assert (result.id, result.error) == (1, "not-found")
+    assert bench.api.budget.held == 0
