@@ -575,7 +575,7 @@ def test_a_position_over_skipped_records_alone_is_told_when_it_is_due_not_before
     assert isinstance(message, BatchMessage)
     assert (message.previous, message.next) == (106, 111)
     assert outbound.position == 112
-    with pytest.raises(RemoteProtocolError, match="sent only what lies below 111"):
+    with pytest.raises(RemoteProtocolError, match="sent only what is below 111"):
         session.received(Ack(112), 0.0)
     assert outbound.deadline is not None
     outbound.offer([batch(112, b"z")], 113, 0.0, 9.2)
