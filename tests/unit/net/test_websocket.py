@@ -20,8 +20,8 @@ from linkd.net.websocket import (
     MOST_BYTES,
     PAGE_BYTES,
     PING,
+    QUICK_BYTES,
     QUICK_SECONDS,
-    QUICK_TIMES,
     STATE_CLOSED,
     STATE_CLOSING,
     STATE_OPEN,
@@ -30,6 +30,8 @@ from linkd.net.websocket import (
     FrameReader,
     put,
 )
+
+QUICK_TIMES = QUICK_BYTES // LEAST_BYTES
 
 
 class Wrapped:
@@ -129,7 +131,9 @@ def test_a_page_begins_with_little_and_what_it_sends_widens_nothing(stream: File
     pace = AdaptiveBuffer(Wrapped(stream), is_page=True)
     pace.filled(LEAST_BYTES, 1)
     assert stream.bufferSize == PAGE_BYTES
-    passed(pace, 0.0, QUICK_TIMES)
+    passed(pace, 0.0, QUICK_BYTES // PAGE_BYTES - 1)
+    assert stream.bufferSize == PAGE_BYTES  # a slow line's queue takes more than four at once
+    passed(pace, 0.0)
     assert stream.bufferSize == MOST_BYTES
     passed(pace, 0.3)
     assert stream.bufferSize == PAGE_BYTES
@@ -137,7 +141,7 @@ def test_a_page_begins_with_little_and_what_it_sends_widens_nothing(stream: File
 
 def test_large_messages_far_apart_do_not_prove_a_line_quick(stream: FileDescriptor) -> None:
     pace = AdaptiveBuffer(stream, is_page=True)
-    for second in range(3 * QUICK_TIMES):
+    for second in range(3 * QUICK_BYTES // PAGE_BYTES):
         pace.paused(second)
         pace.resumed(second)  # the kernel's buffers were empty
     assert stream.bufferSize == PAGE_BYTES
