@@ -19,8 +19,6 @@ from tests.support import figures
 from tests.support.daemon import Daemon
 from tests.support.pairs import Pair, fetch, memory
 
-pytestmark = pytest.mark.timing
-
 SLOW = 200
 MOST_FILES = 8192
 """Of this process: a reader that was dropped keeps its socket for a while."""
@@ -78,6 +76,7 @@ def _dropped(wire: ClientConnection) -> Iterator[ClientConnection]:
         wire.socket.close()
 
 
+@pytest.mark.timing
 def test_slow_readers_beside_a_fast_one() -> None:
     """Side by side: the same load with and without 200 readers that have stopped reading."""
     if raise_open_file_limit() < MOST_FILES:
@@ -212,6 +211,7 @@ ONE = b"\x81\x81\x00\x00\x00\x001"
 """A frame of text, masked: the JSON value 1."""
 
 
+@pytest.mark.timing
 def test_floods_of_small_frames_leave_the_others_their_turn() -> None:
     """Eight of them held the loop for 8 s: a silent link is given up sooner."""
     with Pair() as pair, ExitStack() as stack:

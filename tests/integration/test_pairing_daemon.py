@@ -83,7 +83,6 @@ def test_a_node_that_nobody_dials_says_so() -> None:
         assert "add [listen]" in refused.stderr
 
 
-@pytest.mark.timing
 def test_a_stalled_disk_under_pairing_harms_no_link() -> None:
     """Pairing, renewal and revocation write in a thread: the reactor never waits for the disk."""
     port = free_port()

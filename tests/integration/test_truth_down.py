@@ -23,7 +23,7 @@ from tests.support.lab import python
 from tests.support.pairs import Pair, fetch
 from tests.web.driver import Driver
 
-pytestmark = [pytest.mark.timing, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 BOUND = 1.0
 
@@ -240,6 +240,7 @@ def marks(page: Driver, outages: int, drills: int) -> None:
     page.wait(lambda now: (now["bars"], now["drills"]) == (outages, drills), 20.0)
 
 
+@pytest.mark.timing
 def test_the_dashboard_agrees_on_a_cut_with_a_restart_in_it(pair: Pair) -> None:
     """One page stays open throughout; one is opened after the restart."""
     edge = pair.edge
@@ -259,6 +260,7 @@ def test_the_dashboard_agrees_on_a_cut_with_a_restart_in_it(pair: Pair) -> None:
         marks(page, 1, 0)
 
 
+@pytest.mark.timing
 def test_the_dashboard_agrees_on_flapping_and_drills(pair: Pair) -> None:
     with dashboard(pair.port) as page:
         for number, is_drill in enumerate((False, True)):
@@ -273,6 +275,7 @@ def test_the_dashboard_agrees_on_flapping_and_drills(pair: Pair) -> None:
             back(pair)
 
 
+@pytest.mark.timing
 def test_the_dashboard_agrees_on_a_link_that_was_never_up() -> None:
     port, http = free_port(), free_port()
     config = f'http = "127.0.0.1:{http}"\nrequire_key = false\n'
