@@ -7,6 +7,7 @@ added to the bound. On a machine with a processor to spare that is nothing.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -33,6 +34,22 @@ def spent(*pids: int) -> tuple[float, float]:
                 one, other, _ = thread.read_text().split()
                 ran, waited = ran + int(one), waited + int(other)
     return ran / 1e9, waited / 1e9
+
+
+class OwnTime:
+    """A stopwatch of this process that stands still while it waits for a processor."""
+
+    def __init__(self) -> None:
+        """Start it."""
+        self._began, self._waited = time.monotonic(), spent(os.getpid())[1]
+
+    def seconds(self) -> float:
+        """Return the seconds since its start: for upper bounds on what this process does in time.
+
+        All threads' waits are taken off, so it may show less than one thread took.
+        """
+        waited = spent(os.getpid())[1] - self._waited
+        return time.monotonic() - self._began - waited
 
 
 class Queueing:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from tests.support.queueing import WINDOW_SECONDS, Queueing
+from tests.support.queueing import WINDOW_SECONDS, OwnTime, Queueing
 
 SPIN = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
 
@@ -35,3 +35,19 @@ def test_who_sleeps_does_not_wait() -> None:
         slept = queueing.recent()
         process.kill()
     assert slept < 0.3
+
+
+def test_own_time_stands_still_while_another_has_the_processor() -> None:
+    allowed = os.sched_getaffinity(0)
+    one = min(allowed)
+    spinning = subprocess.Popen([sys.executable, "-I", "-S", "-c", SPIN, str(one)])
+    try:
+        os.sched_setaffinity(0, {one})
+        own, began, used = OwnTime(), time.monotonic(), time.process_time()
+        while time.monotonic() - began < 1.0:
+            pass
+        assert time.process_time() - used - 0.05 < own.seconds() < 0.9
+    finally:
+        os.sched_setaffinity(0, allowed)
+        spinning.kill()
+        spinning.wait()
