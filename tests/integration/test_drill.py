@@ -178,7 +178,6 @@ def test_the_path_is_restored_though_the_command_dies(
 
 
 @pytest.mark.lab
-@pytest.mark.lab
 def test_rules_that_others_remove_do_not_lose_the_report(running: Running) -> None:
     words = command(running.edge, "oneway", "--peer", "hub", "--for", "3", "--yes", "--json")
     drilled = running.edge_host.popen(words, stdout=subprocess.PIPE)
@@ -314,7 +313,6 @@ def test_a_stepped_clock_passes(config: Path, directory: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timing
 def test_without_namespaces_the_relay_is_used(config: Path, directory: Path) -> None:
     words = ("oneway", "reset", "loss", "--relay", "--json")
     told = reports(lab_drill(config, directory, *words), 120.0)

@@ -35,7 +35,6 @@ def test_no_argument_and_no_function_of_the_application_stops_other_calls() -> N
         figures.tell(f"linkd.js: {seen.last('cases')} wrong arguments, {seen.last('hooks')} hooks")
 
 
-@pytest.mark.timing
 def test_a_consumer_goes_on_over_ends_of_the_node_and_of_itself() -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
