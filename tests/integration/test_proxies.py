@@ -17,11 +17,11 @@ from twisted.internet import reactor as global_reactor
 from twisted.internet.threads import deferToThread
 
 from linkd.cli import main
-from linkd.config import load
+from linkd.config import load, parse_url
 from linkd.drill.testbed import free_port
 from linkd.errors import AttemptFailed
 from linkd.net.linux import BACKSTOP_SECONDS, TCP_USER_TIMEOUT
-from linkd.net.proxy import ProxySettings
+from linkd.net.proxy import ProxySettings, open_tunnel
 from linkd.pairing import PairingRefused, join
 from linkd.pairing.client import HubUnreachable, renew
 from tests.integration.test_tls_link import Ends
@@ -206,6 +206,29 @@ async def test_a_node_joins_and_renews_through_a_proxy(scheme: str, tmp_path: Pa
             assert len(proxy.asked) > asked
     finally:
         await hub.close()
+
+
+@pytest.mark.parametrize(
+    ("mood", "words"),
+    [
+        ("closing", "the proxy closed the connection before it opened a tunnel"),
+        ("mute", "timed out"),
+        ("garbage", "the proxy answered with something that is not HTTP"),
+        ("talking", "bytes arrived before TLS began"),
+        (None, "Connection refused"),
+    ],
+)
+def test_a_tunnel_for_pairing_that_does_not_open(mood: Mood | None, words: str) -> None:
+    target = parse_url("wss://127.0.0.1:9443")
+    with Proxy(mood=mood or "good") as proxy:
+        if mood is None:
+            proxy.stop()
+        settings = ProxySettings(f"http://127.0.0.1:{proxy.port}")
+        with pytest.raises(AttemptFailed, match=f"^through {settings.proxy}: .*{words}"):
+            open_tunnel(settings, target, 0.3)
+        if mood is None:
+            proxy.start()
+    assert open_tunnel(ProxySettings(), target, 0.3) is None
 
 
 # -- daemons --------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ from base64 import b64encode
 from collections.abc import Callable
 from typing import Final, Literal
 
-Mood = Literal["good", "refusing", "mute", "slow", "closing", "headers", "garbage", "unable"]
+Mood = Literal[
+    "good", "refusing", "mute", "slow", "closing", "headers", "garbage", "unable", "talking"
+]
 """How it answers: as it should; 403 or reply 2; not at all; after `SLOW` seconds; by closing; with
-1 MB of headers; with what is no answer; 503 or reply 4."""
+1 MB of headers; with what is no answer; 503 or reply 4; with words behind the answer."""
 
 SLOW: Final = 0.4
 MEGABYTE: Final = 1 << 20
@@ -156,9 +158,11 @@ class Proxy:
             threading.Event().wait(SLOW)
         elif self.mood == "headers":
             client.sendall(b"HTTP/1.1 200 OK\r\n" + b"X-Long: 0123456789\r\n" * (MEGABYTE // 20))
+        elif self.mood == "talking":
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\nwelcome")
         elif self.mood == "garbage":
             client.sendall(b"220 mail.example.net ESMTP\r\n")
-        return self.mood not in ("mute", "closing", "headers", "garbage")
+        return self.mood not in ("mute", "closing", "headers", "garbage", "talking")
 
     def _connect(self) -> socket.socket:
         return socket.create_connection(self._route(*self.asked[-1]), 5.0)

@@ -248,6 +248,33 @@ def test_check_looks_into_files(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert stat.S_IMODE(world.stat().st_mode) == 0o644
 
 
+def test_check_looks_at_proxies_and_shows_no_password(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in (("good", "user:hidden"), ("bad", "hidden"), ("s", "0123456789" * 4)):
+        write(tmp_path / name, content).chmod(0o600)
+    monkeypatch.setenv("https_proxy", "http://user:hidden@proxy.test:1")
+    peers = (("a", "http://proxy.test:1", "good"), ("b", "socks5://proxy.test:1", "bad"),
+             ("c", "environment", "none"))  # fmt: skip
+    text = '[node]\nname = "here"\n' + "".join(
+        f'[[peer]]\nname = "{name}"\ndial = ["wss://{name}/"]\nsecret_file = "s"\n'
+        f'proxy = "{proxy}"\nproxy_secret_file = "{file}"\n'
+        for name, proxy, file in peers
+    )
+    assert main(["check", "-c", str(write(tmp_path / "a.toml", text))]) == 2
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        "peer (b).proxy_secret_file",
+        "peer (c).proxy_secret_file",
+        "peer (c).proxy",
+    ]
+    assert "expected `USER:PASSWORD` in its first line" in lines[0]
+    assert "No such file" in lines[1]
+    assert "environment variable HTTPS_PROXY: expected" in lines[2]
+    assert "hidden" not in printed.out + printed.err
+
+
 def test_keys_of_an_api_that_is_not_there_are_not_read() -> None:
     key = ApiKey(name="k", secret_file="/nowhere")
     assert check_files(msgspec.structs.replace(HERE, api=ApiSettings(keys=(key,)))) == []

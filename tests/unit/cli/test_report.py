@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,32 @@ def test_all_that_can_be_had_is_in_one_file(
     assert SECRET not in text
     assert '"not (secret)"' in text
     assert "== metrics\nnot available: " in text
+
+
+def test_a_proxys_password_is_not_in_it(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    login = tmp_path / "proxy.secret"
+    login.write_text("user:hidden:word\n")
+    login.chmod(0o600)
+    short = tmp_path / "short.secret"
+    short.write_text("user:b\n")
+    short.chmod(0o600)
+    with config.open("a") as file:
+        for name, path in (("a", login), ("b", short), ("c", tmp_path / "none")):
+            file.write(
+                f'[[peer]]\nname = "{name}"\ndial = ["wss://{name}/"]\n'
+                f'secret_file = "{tmp_path / "edge-1.secret"}"\n'
+                f'proxy = "http://proxy.test:1"\nproxy_secret_file = "{path}"\n'
+            )
+    basic = b64encode(b"user:hidden:word").decode()
+    with HttpDaemon(tmp_path / "d.sock") as daemon:
+        daemon.answers["GET /v1/status"] = (200, {"node": f"hub {basic} hidden:word"})
+        assert main(["report", "-o", "-"]) == 0
+    text = capsys.readouterr().out
+    assert '{"node":"hub (secret) (secret)"}' in text
+    assert "hidden" not in text
+    assert 'proxy = "http://proxy.test:1"' in text
 
 
 def test_it_needs_neither_a_daemon_nor_a_configuration(

@@ -6,6 +6,8 @@ from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from linkd.config import ProxyUrl, parse_proxy, parse_url
 from linkd.core.liveness import dialer_limit
@@ -324,6 +326,36 @@ def test_answers_of_socks_that_open_no_tunnel(
     assert (kind, reason) == expected[:2]
     assert expected[2] in detail
     assert detail.startswith("the proxy")
+
+
+@given(
+    scheme=st.sampled_from([HTTP, SOCKS]),
+    login=st.sampled_from([None, LOGIN]),
+    begins=st.sampled_from([b"", OPEN[:12], OPEN, b"\x05\x00\x05\x00\x00\x01"]),
+    ends=st.binary(max_size=80),
+    cuts=st.lists(st.integers(1, 20)),
+)
+def test_any_answer_opens_a_tunnel_or_fails(
+    scheme: ProxyUrl, login: Credentials | None, begins: bytes, ends: bytes, cuts: list[int]
+) -> None:
+    """However it is cut; and all that follows an answer that opens the tunnel is passed on."""
+    answer = begins + ends
+    outcomes = []
+    for sizes in ([len(answer)], cuts):
+        handshake = make_handshake(scheme, TARGET, login, False)
+        handshake.begin()
+        left, rest = answer, b""
+        try:
+            for size in [*sizes, len(answer)]:
+                if handshake.rest is None:
+                    handshake.receive(left[:size])
+                else:
+                    rest += left[:size]
+                left = left[size:]
+            outcomes.append(None if handshake.rest is None else handshake.rest + rest)
+        except AttemptFailed as error:
+            outcomes.append(error.detail)
+    assert outcomes[0] == outcomes[1]
 
 
 # -- the attempt ----------------------------------------------------------------------------------
