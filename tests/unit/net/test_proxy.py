@@ -463,6 +463,13 @@ def test_a_failure_of_the_peer_is_the_peers(tmp_path: Path) -> None:
     assert found.detail.endswith(": it answered 502 to POST /token")
 
 
+def test_a_peer_that_is_mute_behind_an_open_tunnel_is_broken(tmp_path: Path) -> None:
+    hosts = through(tmp_path, (OPEN, False), (b"", False))
+    found = fail(hosts)
+    assert (found.kind, found.reason) == ("broken", "unreachable")
+    assert found.detail.endswith(": the handshake was not done within 5.0 s")
+
+
 def test_an_attempt_that_is_dropped_leaves_nothing(tmp_path: Path) -> None:
     hosts = through(tmp_path, tempers=("mute",))
     hosts.dialer.dial(0.0)
