@@ -16,6 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
+from math import inf
 from typing import Any, Final
 
 from twisted.internet.abstract import FileDescriptor
@@ -131,6 +132,12 @@ SHARE_SECONDS: Final = 0.010
 SLICE_SECONDS: Final = 0.0025
 """Time for one caller, before the next has its turn, in seconds."""
 
+COMPETE_SECONDS: Final = 0.25
+"""Callers compete for so many seconds after one came back behind another."""
+
+MOST_SEEN: Final = 256
+"""Callers that are remembered for that."""
+
 
 def serve_last(transport: object) -> None:
     """Have a client's socket read behind the links that are ready in the same iteration.
@@ -157,6 +164,11 @@ class FairShare:
 
     Only callers with a queued job have a queue, so the memory is bounded by the connections.
 
+    A caller that is alone may use the whole share of an iteration. Where callers compete, each has
+    one slice an iteration: an iteration also does what the slices have led to, commits and answers,
+    and a caller of few requests waits for several iterations. A caller whose job took longer than
+    its slice rests for that time.
+
     Args:
         clock: The reactor. Where it has no `call_at_iteration_end`, iterations are not seen, and
             only what queues is bounded.
@@ -173,20 +185,29 @@ class FairShare:
         )
         self._queues: OrderedDict[str, deque[Callable[[], None]]] = OrderedDict()
         self._until: float | None = None  # when this iteration's share ends; None: it is whole
+        self._at_once_until = 0.0  # until when work in this iteration need not queue
         self._slice_until = 0.0  # when the turn of the caller whose jobs run now ends
-        self._is_running = self._is_planned = False
+        self._served: set[str] = set()  # the callers that had their turn in this iteration
+        self._rests: dict[str, float] = {}  # the callers that overran their slice: until when
+        self._newest = ""  # the caller of the newest job
+        self._seen: dict[str, float] = {}  # those before it: when each had its newest job
+        self._compete_until = 0.0
+        self._is_running = False
+        self._planned: Any = None
+        self._is_delayed = False
 
     def left(self) -> float:
         """Return for how many seconds the caller may work now; 0 where it must queue."""
-        if self._queues and not self._is_running:
+        if self._is_running:
+            return max(0.0, self._slice_until - self._clock.seconds())
+        if self._queues:
             return 0.0
         now = self._clock.seconds()
         if self._until is None:
-            if self._call_at_iteration_end is None and not self._is_running:
+            if self._call_at_iteration_end is None:
                 return SLICE_SECONDS
             self._begin(now)
-        slice_left = self._slice_until - now if self._is_running else SLICE_SECONDS
-        return max(0.0, min(slice_left, (self._until or now) - now))
+        return max(0.0, min(SLICE_SECONDS, self._at_once_until - now))
 
     def end(self) -> float:
         """Return when the caller's slice ends, on the reactor's clock."""
@@ -203,7 +224,19 @@ class FairShare:
         if jobs is None:
             jobs = self._queues[caller] = deque()
         jobs.append(job)
+        if caller != self._newest and caller:
+            self._change(caller)
         self._plan()
+
+    def _change(self, caller: str) -> None:
+        """Note another caller than before; it competes with that one if it was here just now."""
+        now, seen = self._clock.seconds(), self._seen
+        if now - seen.pop(caller, -inf) < COMPETE_SECONDS:
+            self._compete_until = now + COMPETE_SECONDS
+        if len(seen) >= MOST_SEEN:
+            seen.clear()
+        seen[self._newest] = now
+        self._newest = caller
 
     def turn(self, caller: str = "") -> Deferred[None]:
         """Return a Deferred that fires in the caller's turn; cancel it to give the turn up."""
@@ -213,47 +246,85 @@ class FairShare:
 
     def _begin(self, now: float) -> None:
         self._until = now + SHARE_SECONDS
+        at_once = SLICE_SECONDS if now < self._compete_until else SHARE_SECONDS
+        self._at_once_until = now + at_once
         if self._call_at_iteration_end is not None:
             self._call_at_iteration_end(self._over)
 
     def _over(self) -> None:
         """Note the end of the iteration."""
         self._until = None
+        self._served.clear()
 
-    def _plan(self) -> None:
-        if not (self._is_planned or self._is_running):
-            self._is_planned = True
-            self._clock.callLater(0, self._run)
+    def _plan(self, after: float = 0.0) -> None:
+        """Run the jobs in the next iteration, or after so many seconds where all callers rest."""
+        if self._is_running:
+            return
+        if self._planned is None:
+            self._planned = self._clock.callLater(after, self._run)
+            self._is_delayed = after > 0.0
+        elif self._is_delayed and not after:
+            self._is_delayed = False
+            self._planned.reset(0.0)
 
     def _run(self) -> None:
-        """Run queued jobs, one at least, until the share is used up.
+        """Run queued jobs, of one caller at least, until the share is used up.
 
         A caller's turn is a slice of time, so that many short jobs are no worse than one long one.
         """
-        self._is_planned, self._is_running = False, True
-        queues, now = self._queues, self._clock.seconds()
+        self._planned, self._is_running = None, True
+        now = self._clock.seconds()
         if self._until is None:
             self._begin(now)
         try:
-            while queues:
-                caller, jobs = next(iter(queues.items()))
-                until = self._slice_until = min(now + SLICE_SECONDS, self._until or now)
-                while jobs:
-                    self._work(jobs.popleft())
-                    now = self._clock.seconds()
-                    if now >= until:
-                        break
-                queues.move_to_end(caller)
-                if not jobs:
-                    del queues[caller]
+            while (caller := self._next(now)) is not None:
+                now = self._work_for(caller, now)
                 if now >= (self._until or 0.0):
                     break
         finally:
             self._is_running = False
             if self._call_at_iteration_end is None:
                 self._over()
-            if queues:
-                self._plan()
+            if self._queues:
+                self._plan(self._rest(now))
+
+    def _next(self, now: float) -> str | None:
+        """Return the caller that has the next turn in this iteration, or None."""
+        competes, served, rests = now < self._compete_until, self._served, self._rests
+        for caller in self._queues:
+            if not competes or (caller not in served and rests.get(caller, 0.0) <= now):
+                return caller
+        return None
+
+    def _rest(self, now: float) -> float:
+        """Return for how many seconds all callers with jobs rest."""
+        if now >= self._compete_until:
+            self._rests.clear()
+        if not self._rests:
+            return 0.0
+        until = min(self._rests.get(caller, 0.0) for caller in self._queues)
+        return max(0.0, min(until, self._compete_until) - now)
+
+    def _work_for(self, caller: str, now: float) -> float:
+        """Run a caller's jobs for a slice; return the time behind it."""
+        queues, began = self._queues, now
+        jobs = queues[caller]
+        until = self._slice_until = min(now + SLICE_SECONDS, self._until or now)
+        while jobs:
+            self._work(jobs.popleft())
+            now = self._clock.seconds()
+            if now >= until:
+                break
+        self._served.add(caller)
+        queues.move_to_end(caller)
+        if not jobs:
+            del queues[caller]
+        over = now - began - SLICE_SECONDS
+        if over >= SLICE_SECONDS:
+            self._rests[caller] = now + over
+        elif self._rests:
+            self._rests.pop(caller, None)
+        return now
 
     @staticmethod
     def _work(job: Callable[[], None]) -> None:

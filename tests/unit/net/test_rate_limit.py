@@ -17,6 +17,7 @@ from linkd.config import LimitSettings
 from linkd.net.admission import ConnectionLimiter
 from linkd.net.auth import Nonces
 from linkd.net.rate_limit import (
+    COMPETE_SECONDS,
     SHARE_SECONDS,
     SLICE_SECONDS,
     FairShare,
@@ -209,9 +210,9 @@ def test_callers_have_turns_in_rotation_however_many_connections_one_has() -> No
         share.queue(job("flood"), "flood")
     for caller in ("one", "two"):
         share.queue(job(caller), caller)
-    for _ in range(6):
+    for _ in range(8):
         loop.advance(0)
-    assert done[:24] == ["flood", "one", "two"] * 8
+    assert done == ["flood", "one", "two"] * 8
 
 
 def test_jobs_of_one_caller_keep_their_order() -> None:
@@ -223,6 +224,102 @@ def test_jobs_of_one_caller_keep_their_order() -> None:
     loop.advance(0)
     assert done == ["a1", "a2", "a3", "b1", "b2"]
     assert share.left() == SLICE_SECONDS
+
+
+def flooding(loop: StepClock, share: FairShare, done: list[str], seconds: float) -> None:
+    """Queue a job of a caller that has the next one ready as soon as one is done."""
+
+    def work() -> None:
+        done.append("flood")
+        loop.rightNow += seconds
+        share.queue(work, "flood")
+
+    share.queue(work, "flood")
+
+
+def test_competing_callers_have_one_slice_an_iteration() -> None:
+    loop = StepClock()
+    share = FairShare(loop)
+    done: list[str] = []
+    flooding(loop, share, done, SLICE_SECONDS)
+    loop.advance(COMPETE_SECONDS)
+    loop.advance(0)
+    assert done == ["flood"] * 8
+    done.clear()
+    for _ in range(4):
+        share.queue(lambda: done.append("other"), "other")
+        loop.advance(0)
+    assert done[-6:] == ["flood", "other"] * 3
+    done.clear()
+    loop.advance(COMPETE_SECONDS)
+    assert len(done) >= 4
+
+
+def test_competing_callers_share_one_slice_for_work_at_once() -> None:
+    loop = StepClock()
+    share = FairShare(loop)
+    share.queue(lambda: None, "address")
+    share.queue(lambda: None, "name of the same")
+    loop.advance(0)
+    loop.advance(0)
+    assert share.left() == SLICE_SECONDS
+    loop.rightNow += SLICE_SECONDS
+    assert share.left() == SLICE_SECONDS
+    for caller in ("one", "two", "one"):
+        share.queue(lambda: None, caller)
+    loop.advance(0)
+    loop.advance(0)
+    assert share.left() == SLICE_SECONDS
+    loop.rightNow += SLICE_SECONDS
+    assert share.left() == 0.0
+    loop.advance(COMPETE_SECONDS)
+    loop.rightNow += SLICE_SECONDS
+    assert share.left() == SLICE_SECONDS
+
+
+def test_callers_of_which_each_comes_once_do_not_compete() -> None:
+    loop = StepClock()
+    share = FairShare(loop)
+    done: list[str] = []
+    for number in range(1000):
+        share.queue(lambda: None, f"address {number}")
+    loop.advance(0)
+    flooding(loop, share, done, SLICE_SECONDS)
+    loop.advance(0)
+    assert done == ["flood"] * 4
+
+
+def test_a_competing_caller_rests_for_as_long_as_its_job_took_too_long() -> None:
+    loop = StepClock()
+    share = FairShare(loop)
+    done: list[str] = []
+    share.queue(lambda: None, "flood")
+    share.queue(lambda: None, "other")
+    loop.advance(0)
+    flooding(loop, share, done, 5 * SLICE_SECONDS)
+    loop.advance(0)
+    assert done == ["flood"]
+    share.queue(lambda: done.append("other"), "other")
+    loop.advance(0)
+    assert done == ["flood", "other"]
+    loop.advance(3 * SLICE_SECONDS)
+    assert done == ["flood", "other"]
+    share.queue(lambda: done.append("other"), "other")
+    loop.advance(0)
+    assert done == ["flood", "other", "other"]
+    loop.advance(SLICE_SECONDS)
+    assert done == ["flood", "other", "other", "flood"]
+
+
+def test_a_caller_alone_does_not_rest() -> None:
+    loop = StepClock()
+    share = FairShare(loop)
+    done: list[str] = []
+    flooding(loop, share, done, 5 * SLICE_SECONDS)
+    loop.advance(COMPETE_SECONDS)
+    for _ in range(3):
+        loop.advance(0)
+    assert done == ["flood"] * 4
 
 
 def test_many_short_jobs_of_one_caller_are_a_turn_like_a_long_one_of_another() -> None:
@@ -242,7 +339,7 @@ def test_many_short_jobs_of_one_caller_are_a_turn_like_a_long_one_of_another() -
         share.queue(job("short", SLICE_SECONDS / 50.5), "short")
         share.queue(job("long", SLICE_SECONDS), "long")
     loop.advance(0)
-    assert (done.count("short"), done.count("long")) == (102, 2)
+    assert (done.count("short"), done.count("long")) == (51, 1)
 
 
 def test_a_mistake_in_a_job_costs_no_other_its_turn(said: list[Any]) -> None:
