@@ -11,12 +11,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 from msgspec import inspect
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from linkd.config import Config
 from linkd.config.reload import needs_restart
 from linkd.config.validation import expectation, tables
 from linkd.core.link import IGNORED, STATES, TABLE
@@ -45,6 +47,9 @@ setting occurs once, in one file. Samples: `conf/hub.toml`, `conf/edge.toml`, `c
 - A secret is a file of at least 32 characters that only owner and group may read:
   `openssl rand -hex 32`.
 - Without TLS nothing goes beyond loopback unless that table has `insecure = true`.
+
+Editors complete and check the file with [linkd.schema.json](linkd.schema.json), a JSON schema: with
+taplo by a first line such as `#:schema /opt/linkd/share/linkd.schema.json`.
 
 `linkd check` reads all files, including those that they name, and prints the settings in force with
 their defaults; or one line for each error, with exit code 2:
@@ -243,10 +248,42 @@ def link_states() -> str:
     return LINK_STATES.format(arrows="\n".join(arrows), ignored="\n".join(ignored))
 
 
+def schema() -> str:
+    """Return linkd.schema.json, which editors check a configuration by.
+
+    It is for any one file: the required `[node]` may be in another one. TOML knows no null.
+    """
+    document = msgspec.json.schema(Config)
+    del document["$defs"]["Config"]["required"]
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "linkd.toml",
+        "$comment": "Made by docs/generate.py out of linkd/config/settings.py; don't edit it here.",
+    }
+    return json.dumps({**head, **_without_null(document)}, indent=1) + "\n"
+
+
+def _without_null(node: Any) -> Any:
+    """Return a schema without null, and with every table closed to unknown keys."""
+    if isinstance(node, list):
+        return [_without_null(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _without_null(item) for key, item in node.items()}
+    if isinstance(node.get("default"), dict) or node.get("default", "") is None:
+        del node["default"]
+    if node.get("type") == "object":
+        node["additionalProperties"] = False
+        node.pop("title", None)
+    some = [item for item in node.pop("anyOf", []) if item != {"type": "null"}]
+    return {**(some[0] if len(some) == 1 else {"anyOf": some} if some else {}), **node}
+
+
 PAGES = {
     "configuration.md": configuration,
     "events.md": events,
     "link-states.md": link_states,
+    "linkd.schema.json": schema,
 }
 
 

@@ -183,7 +183,7 @@ def configuration() -> Iterator[str]:
 
 def paragraphs(markdown: str) -> Iterator[str]:
     """Yield paragraphs, lists and fenced blocks of Markdown."""
-    for part in re.split(r"\n{2,}", markdown.strip()):
+    for part in re.split(r"\n{2,}", re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", markdown.strip())):
         if part.startswith("```"):
             yield from verbatim("\n".join(part.splitlines()[1:-1]))
         elif part.startswith("- "):

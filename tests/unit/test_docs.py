@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
+import json
 import re
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+from linkd.cli import completion
 from linkd.config import load
+from linkd.config.validation import shape_errors
 from linkd.events import EVENTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +39,7 @@ def test_made_pages_are_current(generate: ModuleType) -> None:
 def test_a_stale_page_is_found(generate: ModuleType, tmp_path: Path) -> None:
     generate.DOCS, real = tmp_path, generate.DOCS
     try:
-        assert generate.stale() == ["configuration.md", "events.md", "link-states.md"]
+        assert generate.stale() == [*generate.PAGES]
         (tmp_path / "events.md").write_text(generate.events() + "x")
         assert "events.md" in generate.stale()
     finally:
@@ -45,6 +52,27 @@ def test_every_setting_and_event_is_there(generate: ModuleType) -> None:
     configuration = generate.configuration()
     for key in ("ping_interval", "secret_file", "max_body_bytes", "private_key", "hello_timeout"):
         assert f"| `{key}` |" in configuration
+
+
+def test_the_schema_takes_the_samples_and_refuses_mistakes(generate: ModuleType) -> None:
+    rs: Any = pytest.importorskip("jsonschema_rs")
+    validator = rs.validator_for(json.loads(generate.schema()))
+    samples = sorted((ROOT / "conf").glob("*.toml"))
+    assert len(samples) >= 4
+    for sample in samples:
+        validator.validate(tomllib.loads(sample.read_text()))
+    for wrong in (
+        "[node]\nnam = 'x'",
+        "[nodes]\nname = 'x'",
+        "[heartbeat]\nping_interval = 61",
+        "[log]\nwhen_full = 'drop'",
+        "[[peer]]\nname = 1",
+        "[[peer]]\nsend = []",
+        "[api]\nkey = 'x'",
+    ):
+        assert not validator.is_valid(tomllib.loads(wrong)), wrong
+    assert validator.is_valid(tomllib.loads("[[peer]]\nname = 'hub'"))
+    assert "null" not in generate.schema()
 
 
 def test_every_row_has_as_many_cells_as_its_head(generate: ModuleType) -> None:
@@ -73,3 +101,47 @@ def test_whole_configurations_in_pages_are_right(page: Path, block: str, tmp_pat
     file = tmp_path / "linkd.toml"
     file.write_text(block)
     assert load([file]).node.name, page
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TOML = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+]
+LINE = re.compile(r"(?<![\w./$-])linkd((?: (?:-c|--socket) \S+)*) ([a-z][a-z-]*)([^|&;<>#]*)")
+
+
+@pytest.mark.parametrize(("page", "block"), TOML, ids=lambda value: getattr(value, "stem", ""))
+def test_settings_in_pages_are_settings(page: Path, block: str) -> None:
+    assert shape_errors(tomllib.loads(block)) == []
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the command and the options of each line of `linkd` in a page's code."""
+    fences = re.findall(r"^```(?:sh|)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    rest = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    code = [line for fence in fences for line in fence.replace("\\\n", "").splitlines()]
+    for line in [*code, *re.findall(r"`([^`\n]+)`", rest)]:
+        for match in LINE.finditer(re.sub(r"(^| )#.*", "", line)):
+            yield match[2], re.findall(r"(?<=\s)--?[a-z][\w-]*", match[3])
+
+
+def test_commands_in_pages_are_commands() -> None:
+    known = {each.name: each for each in completion.commands()}
+    found = 0
+    for page in PAGES:
+        for command, options in commands(page.read_text()):
+            if command not in known:  # `linkd is DOWN:` is a message
+                assert not difflib.get_close_matches(command, known, 1, 0.8), (page.name, command)
+                assert not options or command == "help", (page.name, command, options)
+                continue
+            names = {name for option in known[command].options for name in option.names}
+            assert {*options} <= names, (page.name, command, options)
+            found += 1
+    assert found > 150
+
+
+def test_a_wrong_command_in_a_page_is_found() -> None:
+    text = "`linkd stauts`\n```\nedge# linkd -c a.toml log stat --jsn  # linkd says so\n```\n"
+    assert [*commands(text)] == [("log", ["--jsn"]), ("stauts", [])]
