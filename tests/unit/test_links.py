@@ -119,3 +119,12 @@ def test_every_page_in_docs_can_be_reached_from_the_readme() -> None:
                 if not ELSEWHERE.match(target)
             ]
     assert [name(page) for page in (ROOT / "docs").rglob("*.md") if page not in reached] == []
+
+
+def test_every_page_is_in_the_menu_of_the_site() -> None:
+    """mkdocs, which is not needed for the tests, would refuse to build it otherwise."""
+    text = (ROOT / "packaging" / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    listed = re.findall(r"([\w./-]+\.md)$", text, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    outside = ("bench/", "linkd/", "tests/", ".github/")
+    assert {*listed} == {name(page) for page in PAGES if not name(page).startswith(outside)}
