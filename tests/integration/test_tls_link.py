@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -15,10 +16,17 @@ import trustme
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.threads import deferToThread
+from twisted.protocols import portforward
 
 from linkd.config import Config, PeerSettings, files, load
 from linkd.errors import AttemptFailed, ConfigError
 from linkd.net.dialer import DialerContext, LinkDialer
+from linkd.net.linux import (
+    BACKSTOP_SECONDS,
+    NOTSENT_BYTES,
+    TCP_NOTSENT_LOWAT,
+    TCP_USER_TIMEOUT,
+)
 from linkd.net.listener import Listener
 from linkd.net.tls import ServerTls
 from linkd.pairing import PairingHooks, PairingServer, join, prepare
@@ -118,6 +126,56 @@ async def test_a_certificate_is_enough(ends: Ends) -> None:
     accepted = ends.at_hub.connections[0]
     assert connection.certificate_expires > time.time()
     assert accepted.certificate_expires > time.time()
+
+
+class _Behind(portforward.ProxyClient):
+    """The balancer's connection to the hub, which begins with a PROXY header."""
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.write(b"PROXY TCP4 203.0.113.7 198.51.100.1 40000 9443\r\n")
+        super().connectionMade()
+
+
+class Balancer(portforward.ProxyFactory):
+    """Passes connections on to the hub."""
+
+    noisy = False
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Return the dialer's side."""
+        made: Any = super().buildProtocol(addr)
+        made.reactor = reactor
+        clients = type("Clients", (portforward.ProxyClientFactory,), {"protocol": _Behind})
+        made.clientProtocolFactory = clients
+        return made
+
+
+@pytest_twisted.ensureDeferred
+async def test_behind_a_balancer_nothing_is_left_between_socket_and_tls(ends: Ends) -> None:
+    ends.listener.configure(settings(listed=("127.0.0.1",)))
+    balancer = Balancer("127.0.0.1", ends.listener.port_number)
+    port = reactor.listenTCP(0, balancer, interface="127.0.0.1")
+    try:
+        url = f"wss://localhost:{port.getHost().port}/link"
+        await ends.up(ends.dialer(dial=(url,)))
+        accepted = ends.at_hub.connections[0]
+        assert accepted.address == "203.0.113.7:40000"
+        assert ends.listener.admission.greeted.peers_at("203.0.113.7") == 1
+        tls = accepted.transport
+        assert tls.transport.protocol is tls
+        below = tls.transport.getHandle()
+        limit = int((accepted.life.limit + BACKSTOP_SECONDS) * 1000)
+        for option, value in (
+            (TCP_USER_TIMEOUT, limit),
+            (TCP_NOTSENT_LOWAT, NOTSENT_BYTES),
+            (socket.TCP_NODELAY, 1),
+        ):
+            assert below.getsockopt(socket.IPPROTO_TCP, option) == value
+    finally:
+        for dialer in ends.dialers:
+            dialer.stop()
+        await port.stopListening()
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,18 @@ test("the token of the address becomes a session and leaves the address; a used 
   await close();
 });
 
+test("the page works below the path of a proxy", withBrowser, async () => {
+  stub.key = "k".repeat(32);
+  stub.below = "/linkd-api";
+  const { page, wrong, close } = await openPage(browser, `${stub.url}/linkd-api/?token=${stub.token()}`);
+  await live(page);
+  assert.equal(page.url(), `${stub.url}/linkd-api/`);
+  stub.cut("hub");
+  await page.locator('.link[data-peer="hub"][data-tone="bad"]').waitFor({ timeout: 2000 });
+  assert.deepEqual(wrong, []);
+  await close();
+});
+
 test("what was not measured is grey and out of the percentage", withBrowser, async () => {
   stub.unknown = 86_400 - 7200;
   const { page, close } = await openPage(browser, stub.url);

@@ -36,6 +36,7 @@ export class StubNode {
     this.started = Date.now();
     this.links = [link("hub", { role: "dialer" }), link("warehouse", { role: "listener" })];
     this.pages = new Map(); // served as HTML, by path
+    this.below = ""; // a proxy in front serves it below this path
     this.mute = false; // hear everything, answer nothing
     this.deaf = false; // answer no frame, but say that it is open
     this.dropAcks = 0; // store so many publishes, then cut the connection instead of answering
@@ -49,13 +50,21 @@ export class StubNode {
 
   async start() {
     this.server = createServer((request, response) => {
+      if (!this.strip(request)) return response.writeHead(404).end();
       this.answer(request, response).catch((error) => response.writeHead(500).end(String(error)));
     });
     this.sockets = new WebSocketServer({ noServer: true, handleProtocols: (offered) => (offered.has("linkd.text.1") ? "linkd.text.1" : false) });
-    this.server.on("upgrade", (request, socket, head) => this.upgrade(request, socket, head));
+    this.server.on("upgrade", (request, socket, head) => (this.strip(request) ? this.upgrade(request, socket, head) : socket.destroy()));
     await new Promise((resolve) => this.server.listen(this.port, "127.0.0.1", resolve));
     this.port = this.server.address().port;
     return this;
+  }
+
+  /** Take the path of the proxy off a request; return whether it had it. */
+  strip(request) {
+    if (!request.url.startsWith(`${this.below}/`)) return false;
+    request.url = request.url.slice(this.below.length);
+    return true;
   }
 
   async stop() {
