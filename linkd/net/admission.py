@@ -234,7 +234,8 @@ MAX_ADDRESSES: Final = 16_384
 """Addresses that are counted separately; above that counting restarts."""
 
 RESERVED: Final = 1 / 4
-"""Fraction of slots and tokens that only addresses of greeted peers get."""
+"""Fraction of slots and tokens that only addresses of greeted peers get; of the slots each of these
+addresses leaves as many to the others."""
 
 FRESH_SECONDS: Final = 10.0
 """A stranger's address without a token for this long precedes those that had one."""
@@ -387,10 +388,16 @@ class ConnectionLimiter:
     def accepts(self) -> int:
         """Return how many connections to accept in one iteration.
 
-        Strangers are displaced by those; peers and addresses of greeted peers are not.
+        Strangers are displaced by those, and connections of an address that has very many; peers
+        and other addresses of greeted peers are not.
         """
         fit = max(MIN_ACCEPTS, round(ACCEPT_SECONDS * self.greeted.handshakes_per_second))
-        return max(0, min(fit, self.slots - self.pending + len(self._strangers)))
+        free = self.slots - self.pending + len(self._strangers)
+        if free < fit:
+            crowd = self._crowd()
+            if crowd is not None:
+                free += len(crowd) - self.limits.pending_per_address
+        return max(0, min(fit, free))
 
     def is_shed(self, address: str, now: float, lateness: float) -> bool:
         """Return whether a newcomer is dropped without an answer: never an address of peers.
@@ -436,14 +443,15 @@ class ConnectionLimiter:
             push_out: Closes the newcomer's connection when its slot is taken away.
         """
         slot = PendingSlot(origin(address), push_out)
-        here = self._counts.get(slot.address, 0)
+        here, least = self._counts.get(slot.address, 0), self.limits.pending_per_address
         peers = self.greeted.peers_at(slot.address)
         gone: PendingSlot | None = None
-        if here >= max(self.limits.pending_per_address, _PLACES_PER_PEER * peers):
+        fills = len(self._queue_of(slot)) >= max(least, self.slots - int(self.slots * RESERVED))
+        if fills or here >= max(least, _PLACES_PER_PEER * peers):
             gone = self._here[slot.address].first()
             why = f"{here} connections from {address} have not sent a hello"
         elif self.pending >= self.slots or (not peers and self._strangers_fill()):
-            gone = self._strangers.first()
+            gone = self._strangers.first() or self._first_of_crowd()
             why = f"{self.pending} connections have not sent a hello"
         if gone is not None:
             self.leave(gone)
@@ -486,6 +494,15 @@ class ConnectionLimiter:
 
     def _queue_of(self, slot: PendingSlot) -> _Queue:
         return self._here.setdefault(slot.address, _Queue())
+
+    def _crowd(self) -> _Queue | None:
+        """Return the connections of the address that has most, if one may not have so many."""
+        crowd = max(self._here.values(), key=len, default=None)
+        return crowd if crowd is not None and len(crowd) > self.limits.pending_per_address else None
+
+    def _first_of_crowd(self) -> PendingSlot | None:
+        crowd = self._crowd()
+        return None if crowd is None else crowd.first()
 
     def _strangers_fill(self) -> bool:
         """Return whether strangers occupy all slots that are open to them."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from linkd.net.admission import FILE, GreetedAddresses
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.lab import Lab, LabHost
@@ -45,14 +46,21 @@ while True:
 """Idle connections from `count` addresses, `most` at once; each that is closed is made again."""
 
 
+def around(lab: Lab, host: LabHost) -> None:
+    """Give a host the addresses of the strangers, as a router with a whole net behind it."""
+    lab.middle.sh(f"ip route add {NET}.0.0/16 via {host.address}")
+    gateway = f"10.99.{host.number}.1"
+    host.sh(
+        f"ip route add local {NET}.0.0/16 dev lo\nip addr add {NET}.0.1/32 dev eth0\n"
+        f"ip route change default via {gateway} src {NET}.0.1\n"
+        "echo 16384 > /proc/sys/net/ipv4/tcp_max_syn_backlog"
+    )
+
+
 def up_after(edge: Daemon) -> float:
-    """Return how long a peer's daemon takes until its link is up."""
-    begun = time.monotonic()
-    if not edge.running:
-        edge.start()
-        begun = time.monotonic()
-    edge.wait_up("hub", WITHIN)
-    return time.monotonic() - begun
+    """Return how long a peer's daemon takes from its start, which takes long here, to its link."""
+    ready = edge.wait_line(20.0, event="node.ready").at
+    return max(0.0, edge.wait_line(WITHIN, peer="hub", new="up").at - ready)
 
 
 @pytest.mark.parametrize("strangers", [17, 1000])
@@ -62,13 +70,7 @@ def test_peers_come_in_while_strangers_hold_the_listener(
     hub_host, here, elsewhere, behind = (
         lab.host(name) for name in ("hub", "here", "elsewhere", "behind")
     )
-    lab.middle.sh(f"ip route add {NET}.0.0/16 via {behind.address}")
-    gateway = f"10.99.{behind.number}.1"
-    behind.sh(
-        f"ip route add local {NET}.0.0/16 dev lo\nip addr add {NET}.0.1/32 dev eth0\n"
-        f"ip route change default via {gateway} src {NET}.0.1\n"
-        "echo 16384 > /proc/sys/net/ipv4/tcp_max_syn_backlog"
-    )
+    around(lab, behind)
     names = ("known", "never", "moved", "shared")
     hub = daemons("hub", listen() + "".join(peer(name) for name in names), hub_host)
     dial = peer("hub", f"ws://{hub_host.address}:9443/link")
@@ -113,3 +115,34 @@ def test_peers_come_in_while_strangers_hold_the_listener(
     )
     assert max(took.values()) < WITHIN
     assert pushed, "the strangers did not fill the listener"
+
+
+def test_mute_connections_from_an_address_of_many_peers_lock_nobody_out(
+    lab: Lab, daemons: Start
+) -> None:
+    """600 peers are known behind one address; 3,000 connections from there send nothing."""
+    hub_host, elsewhere, behind = (lab.host(name) for name in ("hub", "elsewhere", "behind"))
+    around(lab, behind)
+    crowd = [f"edge-{number}" for number in range(600)]
+    names = "".join(peer(name) for name in (*crowd, "never", "shared"))
+    hub = daemons("hub", listen() + names, hub_host)
+    hub.stop()
+    table = GreetedAddresses(hub.directory / "state" / FILE)
+    for name in crowd:
+        table.greeted(name, f"{NET}.0.1", 0.0)
+    table.write(table.to_write(60.0) or b"")
+    hub.start()
+    dial = peer("hub", f"ws://{hub_host.address}:9443/link")
+    took: dict[str, float] = {}
+    with behind.serving(HOLD, hub_host.address, "1", "3000", "1000"):
+        time.sleep(6.0)
+        for name, host in (("never", elsewhere), ("shared", behind)):
+            took[name] = up_after(daemons(name, dial, host, ready_within=None))
+        late = [line.fields["late_seconds"] for line in hub.matching(event="node.loop-lag")]
+    figures.tell(
+        "3,000 mute connections from an address of 600 peers: up after "
+        + json.dumps({name: round(seconds, 1) for name, seconds in took.items()})
+        + f", late {late}"
+    )
+    assert took["never"] < 3.0
+    assert took["shared"] < WITHIN

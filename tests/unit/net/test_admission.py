@@ -260,6 +260,65 @@ def test_nobody_is_accepted_where_nobody_makes_way() -> None:
     assert door.admission.accepts() == 1
 
 
+@pytest.mark.parametrize("others", ["192.0.2.2", "198.51.100.1"])
+def test_mute_connections_of_one_peers_address_lock_nobody_out(others: str) -> None:
+    """With more peers there than half the slots, they took all, and nobody else was accepted."""
+    door = Door({"192.0.2.1": 60, "192.0.2.2": 1}, pending=100, pending_per_address=4)
+    for number in range(300):
+        assert door.admission.accepts() > 0
+        door.enter(f"mute {number}", "192.0.2.1")
+    assert door.admission.pending == 75
+    came = [door.enter(f"other {number}", others) for number in range(4)]
+    for number in range(300):
+        door.enter(f"mute again {number}", "192.0.2.1")
+    assert all(slot.is_held for slot in came)
+    assert all(name.startswith("mute") for name in door.gone)
+
+
+def test_nor_do_those_of_several_such_addresses() -> None:
+    hostile = [f"192.0.2.{number}" for number in range(3)]
+    door = Door(dict.fromkeys(hostile, 60) | {"192.0.2.9": 1}, pending=100, pending_per_address=4)
+    for number in range(600):
+        assert door.admission.accepts() > 0
+        door.enter(f"mute {number}", hostile[number % 3])
+    assert door.admission.pending == 100
+    slot = door.enter("peer", "192.0.2.9")
+    for number in range(600):
+        door.enter(f"mute again {number}", hostile[number % 3])
+    assert slot.is_held
+    assert door.admission.pending == 100
+
+
+def test_as_many_are_accepted_as_a_crowd_gives_up() -> None:
+    """An address keeps what any address may have; those who ask keep theirs the longest."""
+    others = [f"198.51.100.{number}" for number in range(20)]
+    known = {"192.0.2.1": 60, "192.0.2.2": 60} | dict.fromkeys(others, 1)
+    door = Door(known, pending=100, pending_per_address=20)
+    door.admission.greeted.handshakes_per_second = 1e6
+    for number in range(40):
+        slot = door.enter(f"a{number}", "192.0.2.1")
+        if number < 10:
+            door.admission.asked(slot)
+    for number in range(60):
+        door.admission.proved(door.enter(f"b{number}", "192.0.2.2"))
+    assert door.admission.accepts() == 20
+    for other in others:
+        door.enter(other)
+    assert door.gone == [f"a{number}" for number in range(10, 30)]
+
+
+def test_a_thousand_peers_behind_one_address_return_at_once() -> None:
+    door = Door({"192.0.2.1": 1000})
+    slots = [door.enter(f"{number}", "192.0.2.1") for number in range(700)]
+    for slot in slots:
+        assert door.admission.ask("192.0.2.1", 1.0) is None
+        door.admission.asked(slot)
+    for number in range(700, 1000):
+        door.admission.proved(slots.pop(0))
+        door.enter(f"{number}", "192.0.2.1")
+    assert door.gone == []
+
+
 def test_an_iteration_accepts_what_it_can_work_on() -> None:
     door = Door()
     assert door.admission.accepts() == ACCEPT_SECONDS * ASSUMED_RATE
