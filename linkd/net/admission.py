@@ -224,6 +224,13 @@ must come in at a hub that is always busy, too."""
 SHED_SECONDS: Final = 10.0
 """Strangers are dropped without an answer while so many wait that it takes this long."""
 
+CROWD_RATE, CROWD_SECONDS = 20.0, 1.0
+"""Peers that connect faster than this many a second are a crowd; strangers are dropped without an
+answer until that is over for so long. Even an answer that sends one away costs half as much as the
+handshake of a peer, and a share of the time that a handshake takes on a calm machine was all that a
+starved one had for its peers.
+"""
+
 ACCEPT_SECONDS: Final = 0.05
 """The handshakes that begin in one iteration take about this long; the others wait in the kernel's
 queue."""
@@ -257,14 +264,21 @@ class PendingSlot:
     Args:
         address: The address, as `origin` counts it.
         push_out: Closes the connection; its argument is a sentence with the reason.
+
+    Attributes:
+        has_asked: It got a token.
+        is_rated: Its handshake is counted.
+        is_safe: It has proved to be a peer.
+        is_held: It has not been freed.
     """
 
-    __slots__ = ("address", "has_asked", "is_held", "is_safe", "push_out")
+    __slots__ = ("address", "has_asked", "is_held", "is_rated", "is_safe", "push_out")
 
     def __init__(self, address: str, push_out: Callable[[str], None]) -> None:
         self.address = address
         self.push_out = push_out
         self.has_asked = False
+        self.is_rated = False
         self.is_safe = False
         self.is_held = True
 
@@ -376,6 +390,8 @@ class ConnectionLimiter:
         self._counts: dict[str, int] = {}
         self._all: _Bucket | None = None
         self._late = _Turns(0.0)
+        self._few = _Bucket(CROWD_RATE, 0.0)
+        self._crowded_until = 0.0
         self._least = _Bucket(LEAST_STRANGERS, 0.0)
         self._rates: dict[str, _Bucket] = {}
 
@@ -399,22 +415,27 @@ class ConnectionLimiter:
                 free += len(crowd) - self.limits.pending_per_address
         return max(0, min(fit, free))
 
-    def is_shed(self, address: str, now: float, lateness: float) -> bool:
+    def is_shed(
+        self, address: str, now: float, lateness: float, slot: PendingSlot | None = None
+    ) -> bool:
         """Return whether a newcomer is dropped without an answer: never an address of peers.
 
         Args:
             address: Its address.
             now: Seconds on the monotonic clock.
             lateness: By how many seconds the event loop is late.
+            slot: Its slot once it has sent something; then its handshake is counted if it may stay.
         """
         if not self.greeted or self.greeted.peers_at(origin(address)):
             return False
-        if self._least.has_token(self._least_pace, now):
-            return False
-        if lateness >= LATE_FOR_STRANGERS:
-            return True
-        waiting = 0.0 if self._all is None else self._all.turns.waiting(self._pace, now)
-        return waiting >= SHED_SECONDS * self._pace
+        if lateness < LATE_FOR_STRANGERS and now >= self._crowded_until:
+            waiting = 0.0 if self._all is None else self._all.turns.waiting(self._pace, now)
+            if waiting < SHED_SECONDS * self._pace:
+                return False
+        if slot is None:
+            return not self._least.has_token(self._least_pace, now)
+        slot.is_rated = self.ask(address, now, lateness) is None
+        return not slot.is_rated
 
     @property
     def rate(self) -> float:
@@ -546,7 +567,11 @@ class ConnectionLimiter:
         if lateness >= (LATE_FOR_PEERS if is_known else LATE_FOR_STRANGERS):
             seconds = self._late.promise(self.rate, now)
             return Wait(f"the event loop is {lateness:.1f} s late", seconds)
+        if not is_known and now < self._crowded_until:
+            return Wait("peers return", self._late.promise(self.rate, now))
         keep = 0.0 if is_known else RESERVED * (1 if is_fresh else 2)
+        if is_peer and self._few.take(min(CROWD_RATE, pace), now):
+            self._crowded_until = now + CROWD_SECONDS
         if is_peer and self.limits.handshakes_per_second is None:
             self._all.spend(pace, now)
             return None

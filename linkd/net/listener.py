@@ -106,7 +106,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
     def adopt(self, slot: PendingSlot, since: float) -> None:
         """Take over a slot that was taken for this connection at `since`."""
         slot.push_out = self._push_out
-        self._slot, self._since = slot, since
+        self._slot, self._since, self._is_rated = slot, since, slot.is_rated
 
     def _push_out(self, detail: str) -> None:
         """Close the connection: another newcomer gets its slot."""
@@ -579,11 +579,13 @@ class Listener(ServerFactory):  # type: ignore[misc]
         found = ipaddress.ip_address(address.removeprefix("::ffff:"))
         return any(found in network for network in self._balancers)
 
-    def sheds(self, host: str) -> bool:
+    def sheds(self, host: str, slot: PendingSlot | None = None) -> bool:
         """Return whether a newcomer is dropped without an answer, and count it if so."""
-        if not self.admission.is_shed(host, self.clock.seconds(), self.lateness()):
+        if not self.admission.is_shed(host, self.clock.seconds(), self.lateness(), slot):
             return False
-        self.turned_away("strangers are dropped: too many came, or the event loop is late")
+        self.turned_away(
+            "strangers are dropped: too many came, peers return, or the event loop is late"
+        )
         return True
 
     def turned_away(self, detail: str) -> None:

@@ -35,12 +35,16 @@ class Newcomers(_Factory):  # type: ignore[misc]
 
     Args:
         listener: Builds the WebSocket protocol of a connection at its first byte.
+
+    Attributes:
+        dropped: How many strangers were dropped when they were accepted.
     """
 
     noisy = False
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
+        self.dropped = 0
 
     def buildProtocol(self, addr: IAddress) -> Newcomer | None:
         """Accept a newcomer, or close it where strangers are shed.
@@ -50,6 +54,7 @@ class Newcomers(_Factory):  # type: ignore[misc]
         listener, host = self._listener, getattr(addr, "host", "")
         is_proxied = listener.is_balancer(host)
         if not is_proxied and listener.sheds(host):
+            self.dropped += 1
             return None
         return Newcomer(listener, addr, is_proxied)
 
@@ -70,12 +75,19 @@ class PacedPort(_Port):  # type: ignore[misc]
 
     def doRead(self) -> None:
         """Accept some connections; look again a little later where no slot is free."""
-        self.numberAccepts = self._admission.accepts()
-        if self.numberAccepts:
-            super().doRead()
-        else:
+        left, seconds = self._admission.accepts(), self.reactor.seconds
+        if not left:
             self.stopReading()
             self.reactor.callLater(ACCEPT_SECONDS, self._go_on)
+            return
+        until = seconds() + ACCEPT_SECONDS
+        while left and not self.disconnecting:
+            self.numberAccepts, before = left, self.factory.dropped
+            super().doRead()
+            # More are accepted in place of strangers that were dropped: those cost next to nothing,
+            # and peers would wait behind a flood of them in the kernel's queue.
+            is_empty = self.numberAccepts <= left  # Twisted raises it where more may wait
+            left = 0 if is_empty or seconds() >= until else self.factory.dropped - before
 
     def _go_on(self) -> None:
         if self.connected and not self.disconnecting:
@@ -126,6 +138,8 @@ class Newcomer(_Protocol):  # type: ignore[misc]
             self._refuse(
                 "it sent a PROXY header, and listen.proxy_protocol does not name its address"
             )
+        elif data and self._listener.sheds(self.host, self._slot):
+            self._abort()  # before TLS, which would cost most
         elif data:
             self._begin().dataReceived(data)
 

@@ -14,6 +14,8 @@ from linkd.config import LimitSettings
 from linkd.net.admission import (
     ACCEPT_SECONDS,
     ASSUMED_RATE,
+    CROWD_RATE,
+    CROWD_SECONDS,
     FILE,
     KEPT_SECONDS,
     LATE_FOR_PEERS,
@@ -416,6 +418,28 @@ def test_strangers_are_dropped_where_too_many_wait() -> None:
         assert door.admission.ask(f"203.0.113.{number}", 10.0 + 10.0) is None
     assert shed("198.51.100.1", 10.0 + 10.0, 0.0)
     assert not shed("198.51.100.1", 10.0 + 20.0, 0.0)
+
+
+def test_strangers_are_dropped_while_a_crowd_of_peers_returns() -> None:
+    """With an answer each, a flood of 500 a second cost the hub more than 5,000 peers."""
+    door = Door({"192.0.2.1": 300})
+    for number in range(int(LEAST_STRANGERS)):
+        assert not door.admission.is_shed("198.51.100.1", 10.0, 0.0)
+        assert door.admission.ask(f"203.0.113.{number}", 10.0) is None
+    for _ in range(int(CROWD_RATE)):
+        door.admission.ask("192.0.2.1", 10.0)
+    assert not door.admission.is_shed("198.51.100.1", 10.0, 0.0)
+    door.admission.ask("192.0.2.1", 10.0)
+    assert door.admission.is_shed("198.51.100.1", 10.0, 0.0)
+    assert not door.admission.is_shed("192.0.2.1", 10.0, 0.0)
+    # Five a second come in all the same.
+    assert not door.admission.is_shed("198.51.100.1", 10.3, 0.0)
+    assert door.admission.ask("198.51.100.1", 10.3) is None
+    assert door.admission.is_shed("198.51.100.2", 10.3, 0.0)
+    over = 10.01 + CROWD_SECONDS
+    for number in range(int(LEAST_STRANGERS)):
+        assert door.admission.ask(f"203.0.113.{number}", over) is None
+    assert not door.admission.is_shed("198.51.100.2", over, 0.0)
 
 
 def test_a_new_address_comes_in_beside_a_crowd_of_peers_that_never_ends() -> None:

@@ -8,10 +8,11 @@ import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
+from twisted.internet.tcp import Port
 
 from linkd.net.admission import LEAST_STRANGERS
 from linkd.net.listener import Listener
-from linkd.net.newcomers import Newcomer, Newcomers
+from linkd.net.newcomers import Newcomer, Newcomers, PacedPort
 from tests.support.net_lab import Nodes, settings
 from tests.support.pipe import Pipe
 
@@ -123,6 +124,54 @@ def test_a_late_loop_drops_strangers_and_takes_peers(door: Door) -> None:
     assert "strangers are dropped" in door.lines[0][1]["detail"]
     door.listener.admission.greeted.greeted("edge", HERE.host, 0.0)
     door.come()
+
+
+def test_dropped_strangers_take_no_peers_place_in_an_iteration(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They did: peers waited behind a flood of 500 a second in the kernel's queue."""
+    door.listener.lateness = lambda: 0.5
+    door.listener.admission.greeted.greeted("edge", "192.0.2.2", 0.0)
+    waiting = ["198.51.100.1"] * 500 + ["192.0.2.2"] * 5
+    came: list[Any] = []
+
+    def accept(port: PacedPort) -> None:
+        """Accept as Twisted does; 0.1 ms each."""
+        wanted, accepted = port.numberAccepts, 0
+        while waiting and accepted < wanted:
+            address = IPv4Address("TCP", waiting.pop(0), 40_000)
+            came.append(door.newcomers.buildProtocol(address))
+            door.clock.advance(0.0001)
+            accepted += 1
+        port.numberAccepts = wanted + 20 if accepted == wanted else max(1, accepted)
+
+    monkeypatch.setattr(Port, "doRead", accept)
+    for number in range(int(LEAST_STRANGERS)):
+        door.listener.admission.ask(f"203.0.113.{number}", door.clock.seconds(), 0.5)
+    port = PacedPort(door.listener.admission, 0, door.newcomers, 50, "", door.clock)
+    port.doRead()
+    assert len(came) == 505
+    assert [newcomer is not None for newcomer in came] == [False] * 500 + [True] * 5
+    waiting += ["198.51.100.1"] * 5000  # the loop goes on all the same
+    port.doRead()
+    assert 400 < len(came) - 505 < 600
+
+
+def test_strangers_that_came_with_one_token_are_dropped_at_their_first_byte(door: Door) -> None:
+    """Of 25 accepted in an iteration all were answered: an answer costs half a handshake."""
+    door.listener.lateness = lambda: 0.5
+    door.listener.admission.greeted.greeted("edge", "192.0.2.2", 0.0)
+    pipes = [door.come() for _ in range(25)]
+    for number, pipe in enumerate(pipes):
+        pipe.far.protocol.host = f"198.51.100.{number}"
+        pipe.near.write(TOKEN)
+        pipe.flow()
+    heard = [pipe.near.protocol.heard for pipe in pipes]
+    few = int(LEAST_STRANGERS)
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in heard[:few])
+    assert [answer == b"" for answer in heard[few:]] == [True] * (25 - few)
+    assert [pipe.far.aborted for pipe in pipes] == [False] * few + [True] * (25 - few)
+    assert door.listener.admission.pending == few
 
 
 def test_peers_return_over_the_time_that_the_cap_allows(monkeypatch: pytest.MonkeyPatch) -> None:
