@@ -122,8 +122,8 @@ REFUSED = {
         ("unreachable", "unreachable", "the proxy answered: host unreachable"),
     ),
     "mute": (
-        ("unreachable", "unreachable", "the proxy opened no tunnel within 0.6 s"),
-        ("unreachable", "unreachable", "the proxy opened no tunnel within 0.6 s"),
+        ("unreachable", "unreachable", "the proxy opened no tunnel within "),
+        ("unreachable", "unreachable", "the proxy opened no tunnel within "),
     ),
     "closing": (
         ("broken", "closed", "the other end closed the connection before the proxy opened"),
@@ -225,7 +225,7 @@ def test_a_tunnel_for_pairing_that_does_not_open(mood: Mood | None, words: str) 
             proxy.stop()
         settings = ProxySettings(f"http://127.0.0.1:{proxy.port}")
         with pytest.raises(AttemptFailed, match=f"^through {settings.proxy}: .*{words}"):
-            open_tunnel(settings, target, 0.3)
+            open_tunnel(settings, target, 0.3 if mood == "mute" else 5.0)
         if mood is None:
             proxy.start()
     assert open_tunnel(ProxySettings(), target, 0.3) is None
@@ -262,11 +262,10 @@ def attempt(edge: Daemon, words: str, within: float = 5.0) -> dict[str, Any]:
     return link
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.timing
 def test_a_proxy_that_restarts_under_a_link(
     hub: Daemon,
     port: int,
-    scheme: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -274,7 +273,7 @@ def test_a_proxy_that_restarts_under_a_link(
     """Up and back as without a proxy; the credentials are nowhere to be seen."""
     with (
         Proxy(LOGIN, lambda *_: ("127.0.0.1", port)) as proxy,
-        Daemon("edge", edge_through(proxy, scheme, tmp_path, port)) as edge,
+        Daemon("edge", edge_through(proxy, "http", tmp_path, port)) as edge,
     ):
         edge.wait_up("hub")
         assert proxy.asked == [("hub.test", port)]  # token and upgrade in one tunnel
@@ -282,7 +281,7 @@ def test_a_proxy_that_restarts_under_a_link(
         link = attempt(edge, ": the proxy: refused")
         assert link["reason"] == "closed"
         assert link["attempt_reason"] == "refused"
-        assert f"through {scheme}://127.0.0.1:{proxy.port}" in link["attempt_detail"]
+        assert f"through http://127.0.0.1:{proxy.port}" in link["attempt_detail"]
         proxy.start()
         began = time.monotonic()
         assert edge.wait_up("hub", 5) - began < 2.0
@@ -299,7 +298,7 @@ def test_a_proxy_that_restarts_under_a_link(
         text = "\n".join((printed.out, printed.err, json.dumps(edge.status()), edge.tail(10_000)))
     assert "== configuration" in text
     assert "== outages\n{" in text
-    assert f'proxy = "{scheme}://127.0.0.1:{proxy.port}"' in text
+    assert f'proxy = "http://127.0.0.1:{proxy.port}"' in text
     for secret in ("hidden", "edge-user", b64encode(LOGIN.encode()).decode()):
         assert secret not in text
 
@@ -311,7 +310,7 @@ def test_a_tunnel_that_falls_silent_is_noticed_in_time(
     """By the listener within 7 s, by the dialer within 10 s of the last byte; and it is back."""
     with (
         Proxy(LOGIN, lambda *_: ("127.0.0.1", port)) as proxy,
-        Daemon("edge", edge_through(proxy, "http", tmp_path, port)) as edge,
+        Daemon("edge", edge_through(proxy, "socks5", tmp_path, port)) as edge,
     ):
         edge.wait_up("hub")
         began = time.monotonic()
