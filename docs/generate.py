@@ -24,6 +24,7 @@ from linkd.config.validation import expectation, tables
 from linkd.core.link import IGNORED, STATES, TABLE
 from linkd.events import COMMON_FIELDS, EventSpec
 from linkd.events import EVENTS as KINDS
+from linkd.events.journal import MESSAGE_IDS
 
 DOCS = Path(__file__).resolve().parent
 
@@ -90,6 +91,24 @@ Common fields:
 - `noticed_after_seconds`: from the last byte received until the link was given up.
 - `delay_seconds`: until the next attempt.
 - `first`, `next`: offsets; `next` is one above the last.
+
+## In the journal
+
+Where systemd's journal reads standard error, linkd writes to it by its native protocol: each line
+is an entry with `LINKD_EVENT` and with each of its fields in capitals (`LINKD_PEER`,
+`LINKD_REASON`, `LINKD_OUTAGE_SECONDS`, …), so that it can be searched for:
+
+    journalctl LINKD_PEER=hub                             # all about one link
+    journalctl LINKD_EVENT=link.up -o json                # its entries with their fields
+    journalctl LINKD_PEER=hub LINKD_REASON=silence + LINKD_PEER=hub LINKD_REASON=ping-timeout
+
+`journalctl -u linkd` shows the same lines as text. While the journal's socket cannot be reached,
+lines go to standard error, without fields. These events have a `MESSAGE_ID` that never changes, for
+programs that wait for them:
+
+| event | `MESSAGE_ID` |
+|---|---|
+{ids}
 """
 
 AREAS: Mapping[str, str] = {
@@ -189,7 +208,8 @@ def _default(field: inspect.Field) -> str:
 def events() -> str:
     """Return events.md."""
     common = ", ".join(f"`{name}`" for name in COMMON_FIELDS)
-    return "\n".join([EVENTS.format(common=common), *_kinds()]).rstrip() + "\n"
+    ids = "\n".join(f"| `{event}` | `{value}` |" for event, value in MESSAGE_IDS.items())
+    return "\n".join([EVENTS.format(common=common, ids=ids), *_kinds()]).rstrip() + "\n"
 
 
 def _kinds() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Write log events to standard error: as text or JSON, with repeats folded."""
+"""Write log events to standard error or the journal: as text or JSON, with repeats folded."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from linkd.clock import wall
 from linkd.events.catalog import COMMON_FIELDS, EVENTS, Level
 from linkd.events.emitting import leave_out
+from linkd.events.journal import Journal, entry_fields
 from linkd.events.sink import CLOSE_SECONDS, Dropped, LineSink
 from linkd.protocol.json import rfc3339
 
@@ -170,7 +171,8 @@ class LineForm(NamedTuple):
 
     Args:
         format: `text` or `json`.
-        journal: The stream is the journal's: lines begin with their priority instead of the time.
+        journal: The stream is the journal's: lines begin with their priority instead of the time,
+            and have fields.
     """
 
     format: Format = "text"
@@ -191,15 +193,19 @@ class LineForm(NamedTuple):
         head = "<3>" if self.journal else "    "
         return "\n".join(head + line for line in text.rstrip().splitlines())
 
-    def dropped(self, dropped: Dropped) -> str:
-        """Return the line that reports dropped lines."""
+    def fields(self, event: str, fields: Fields) -> bytes:
+        """Return the fields of a line's entry in the journal; none elsewhere."""
+        return entry_fields(event, fields) if self.journal else b""
+
+    def dropped(self, dropped: Dropped) -> tuple[str, bytes]:
+        """Return the line that reports dropped lines, and its fields."""
         fields = {
             "lines": dropped.lines,
             "first": rfc3339(dropped.first),
             "last": rfc3339(dropped.last),
         }
         event = "node.lines-dropped"
-        return self.line(event, fields, EVENTS[event].level, wall())
+        return self.line(event, fields, EVENTS[event].level, wall()), self.fields(event, fields)
 
     def _head(self, level: Level, stamp: float) -> str:
         if self.journal:
@@ -210,8 +216,8 @@ class LineForm(NamedTuple):
 TEXT_LINES: Final = LineForm()
 """Lines of text, each with its time."""
 
-Put = Callable[[str, bool], None]
-"""Takes a line and whether it is urgent, without blocking: `LineSink.put`."""
+Put = Callable[[str, bool, bytes], None]
+"""Takes a line, whether it is urgent, and its fields, without blocking: `LineSink.put`."""
 
 
 class Observer:
@@ -260,7 +266,7 @@ class Observer:
         if "log_failure" in event:
             trace = self._form.traceback(event["log_failure"].getTraceback())
             if trace:
-                self._put(trace, True)
+                self._put(trace, True, b"")
 
     def flush(self, all: bool = False) -> None:
         """Write the summaries of repeats that are due, or all."""
@@ -271,7 +277,8 @@ class Observer:
     def _write(self, event: str, fields: Fields, stamp: float) -> None:
         """Write one line."""
         level = self._levels[event]
-        self._put(self._form.line(event, fields, level, stamp), level == "error")
+        line = self._form.line(event, fields, level, stamp)
+        self._put(line, level == "error", self._form.fields(event, fields))
 
 
 class Installed(NamedTuple):
@@ -299,10 +306,11 @@ def to_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
 def install(stream: TextIO, format: Format = "text", least: Level = "info") -> Installed:
     """Write all log events from now on to `stream`, and what is printed to `sys.stderr` too.
 
-    What waits when the process exits is written then.
+    If the journal reads `stream`, they are sent to it by its own protocol, with fields. What waits
+    when the process exits is written then.
     """
     form = LineForm(format, to_journal(stream, os.environ))
-    sink = LineSink(stream.fileno(), form.dropped)
+    sink = LineSink(stream.fileno(), form.dropped, Journal() if form.journal else None)
     observer = Observer(sink.put, form, least)
     leave_out(*_ORDER[: _ORDER.index(least)])
     sys.stderr = cast(TextIO, sink)

@@ -1,4 +1,4 @@
-"""Lines on their way to standard error: a bounded queue, and a thread that writes it."""
+"""Lines on their way to standard error or the journal: a bounded queue, and a thread."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from linkd.clock import wall
+from linkd.events.journal import Journal
 
 MAX_BYTES: Final = 1_048_576
 MAX_LINES: Final = 10_000
@@ -29,6 +30,10 @@ _PIECE: Final = 4096
 """Bytes that a pipe takes without blocking once poll(2) reports room. Source: pipe(7), PIPE_BUF."""
 
 
+_ENTRIES: Final = 64
+"""So many entries go to the journal at once. The reactor runs between them: each is a call."""
+
+
 class Dropped(NamedTuple):
     """Lines dropped by the queue: how many, and Unix seconds of the first and last."""
 
@@ -41,6 +46,11 @@ class _Line(NamedTuple):
     content: bytes
     urgent: bool
     stamp: float
+    fields: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.content) + len(self.fields)
 
 
 class LineSink(io.TextIOBase):
@@ -52,14 +62,24 @@ class LineSink(io.TextIOBase):
 
     The descriptor's flags stay as they are: other processes share them.
 
+    With a journal all lines go there as entries, in the same order, and none to the descriptor;
+    while the journal cannot be reached, all go to the descriptor.
+
     Args:
         descriptor: Where to; if its reader is gone, lines are discarded.
-        notice: Returns the line that reports what was dropped.
+        notice: Returns the line that reports what was dropped, and its fields.
+        journal: The journal that reads the descriptor, or None.
     """
 
-    def __init__(self, descriptor: int, notice: Callable[[Dropped], str]) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        notice: Callable[[Dropped], tuple[str, bytes]],
+        journal: Journal | None = None,
+    ) -> None:
         self._descriptor = descriptor
         self._notice = notice
+        self._journal = journal
         self._queue: deque[_Line] = deque()
         self._bytes = 0
         self._written = 0  # of the first line
@@ -73,15 +93,22 @@ class LineSink(io.TextIOBase):
         thread.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def put(self, line: str, urgent: bool = False) -> None:
-        """Queue one line, or drop and count it; urgent lines have reserved room."""
+    def put(self, line: str, urgent: bool = False, fields: bytes = b"") -> None:
+        """Queue one line, or drop and count it; urgent lines have reserved room.
+
+        Args:
+            line: The text, without its end.
+            urgent: It reports an error.
+            fields: Of its entry in the journal, see `entry_fields`.
+        """
         content = (line + "\n").encode("utf-8", "backslashreplace")
+        queued = _Line(content, urgent, wall(), fields)
         with self._changed:
             self._report_dropped()
-            if self._has_room(len(content), urgent):
-                self._append(_Line(content, urgent, wall()))
+            if self._has_room(queued.size, urgent):
+                self._append(queued)
             else:
-                self._count_dropped(wall())
+                self._count_dropped(queued.stamp)
 
     def write(self, text: str) -> int:
         """Queue the lines of a text; an unfinished line waits for its rest."""
@@ -130,7 +157,7 @@ class LineSink(io.TextIOBase):
 
     def _append(self, line: _Line) -> None:
         self._queue.append(line)
-        self._bytes += len(line.content)
+        self._bytes += line.size
         if len(self._queue) == 1:
             self._changed.notify()
 
@@ -147,12 +174,15 @@ class LineSink(io.TextIOBase):
             and self._bytes <= MAX_BYTES // 2
             and len(self._queue) <= MAX_LINES // 2
         ):
-            content = (self._notice(self._dropped) + "\n").encode()
+            line, fields = self._notice(self._dropped)
             self._dropped = None
-            self._append(_Line(content, True, wall()))
+            self._append(_Line((line + "\n").encode(), True, wall(), fields))
 
     def _keep_urgent(self) -> None:
         """Drop and count all queued lines except urgent, half-written ones and the last."""
+        # Not while the other thread writes lines, which it removes from the queue afterwards.
+        if not self._writing.acquire(timeout=_WAIT_SECONDS):
+            return
         with self._changed:
             last = len(self._queue) - 1
             kept: deque[_Line] = deque()
@@ -162,8 +192,9 @@ class LineSink(io.TextIOBase):
                 else:
                     self._count_dropped(line.stamp)
             self._queue = kept
-            self._bytes = sum(len(line.content) for line in kept)
+            self._bytes = sum(line.size for line in kept)
             self._report_dropped()
+        self._writing.release()
 
     def _run(self) -> None:
         """Write queued lines forever."""
@@ -176,10 +207,15 @@ class LineSink(io.TextIOBase):
             if self._is_ready(None):
                 self._write_piece(None)
 
+    def _open_journal(self) -> Journal | None:
+        """Return the journal if the next line goes there: not one that is half written already."""
+        journal = self._journal
+        return journal if journal is not None and not self._written and journal.is_there() else None
+
     def _is_ready(self, within: float | None) -> bool:
-        """Wait until the descriptor accepts a piece, or has no reader any more."""
+        """Wait until the descriptor or the journal accepts a piece, or has no reader any more."""
         poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
+        poll.register(self._open_journal() or self._descriptor, select.POLLOUT)
         return bool(poll.poll(None if within is None else within * 1000))
 
     def _write_piece(self, within: float | None) -> bool:
@@ -189,24 +225,43 @@ class LineSink(io.TextIOBase):
         try:
             # Another thread may have written meanwhile.
             if self._is_ready(0.0):
-                piece = self._next_piece()
                 try:
-                    self._remove(os.write(self._descriptor, piece))
+                    if (journal := self._open_journal()) is not None:
+                        self._send_entries(journal)
+                    else:
+                        self._write_bytes()
                 except BlockingIOError:
                     pass
-                except OSError:
-                    self._remove(len(piece))
         finally:
             self._writing.release()
         return True
 
+    def _write_bytes(self) -> None:
+        piece = self._next_piece()
+        try:
+            self._remove(os.write(self._descriptor, piece))
+        except BlockingIOError:
+            raise
+        except OSError:
+            self._remove(len(piece))
+
+    def _send_entries(self, journal: Journal) -> None:
+        """Send queued lines as entries; if the journal is lost, leave the rest."""
+        for _ in range(min(_ENTRIES, len(self._queue))):
+            line = self._queue[0]
+            if not line.content.isspace() and not journal.send(line.content, line.fields):
+                return
+            self._remove(len(line.content))
+
     def _next_piece(self) -> bytes:
+        # If the journal is back, only the rest of the line that is half written.
+        is_rest = self._journal is not None and self._written and self._journal.is_there()
         with self._changed:
             pieces, size = [], -self._written
             for line in self._queue:
                 pieces.append(line.content)
                 size += len(line.content)
-                if size >= _PIECE:
+                if size >= _PIECE or is_rest:
                     break
             return b"".join(pieces)[self._written : self._written + _PIECE]
 
@@ -215,7 +270,7 @@ class LineSink(io.TextIOBase):
         with self._changed:
             self._written += size
             while self._queue and self._written >= len(self._queue[0].content):
-                content = self._queue.popleft().content
-                self._written -= len(content)
-                self._bytes -= len(content)
+                line = self._queue.popleft()
+                self._written -= len(line.content)
+                self._bytes -= line.size
             self._report_dropped()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from linkd.events.journal import MESSAGE_IDS
 from tests.service.conftest import EDGE, HUB, SOURCE, Pair, link, wait_link
 from tests.support import figures
 from tests.support.machine import Machine
@@ -102,6 +104,32 @@ def test_a_wrong_configuration_stops_it_and_does_not_loop(pair: Pair) -> None:
     journal = pair.edge.journal()
     assert "dail" in journal
     assert "Traceback" not in journal
+
+
+def entries(machine: Machine, *matches: str) -> list[dict[str, str]]:
+    """Return the entries of the journal that match, with their fields."""
+    said = machine.run("journalctl", "--no-pager", "--output=json", *matches).stdout
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def test_the_journal_has_the_fields_of_each_line_and_no_line_twice(pair: Pair) -> None:
+    (up,) = entries(pair.edge, "LINKD_PEER=hub", "LINKD_EVENT=link.up")[-1:]
+    assert up["MESSAGE"].startswith("link.up peer=hub ")
+    assert up["MESSAGE_ID"] == MESSAGE_IDS["link.up"]
+    assert (up["PRIORITY"], up["SYSLOG_IDENTIFIER"]) == ("6", "linkd")
+    assert (up["_SYSTEMD_UNIT"], up["_TRANSPORT"]) == ("linkd.service", "journal")
+    pid = f"_PID={pair.edge.main_pid()}"
+    assert {one["_TRANSPORT"] for one in entries(pair.edge, pid)} == {"journal"}
+    messages = [one["MESSAGE"] for one in entries(pair.edge, pid)]
+    assert len([one for one in messages if one.startswith("node.ready ")]) == 1
+
+    # The journal restarts: lines go on, each once, and after a while with their fields.
+    pair.edge.run("systemctl", "restart", "systemd-journald.service")
+    end = time.monotonic() + 15
+    while not entries(pair.edge, pid, "LINKD_EVENT=node.kicked"):
+        assert time.monotonic() < end
+        pair.edge.run("kill", "-USR1", str(pair.edge.main_pid()))
+        time.sleep(0.5)
 
 
 def test_a_journal_that_stops_reading_stops_nothing(pair: Pair) -> None:

@@ -50,7 +50,7 @@ class Written:
         globalLogPublisher.addObserver(observer)
         return observer
 
-    def put(self, line: str, urgent: bool) -> None:
+    def put(self, line: str, urgent: bool, fields: bytes) -> None:
         self.raw += line.split("\n")
 
     @property

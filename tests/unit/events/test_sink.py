@@ -30,9 +30,9 @@ class Pipe:
         self.sink = LineSink(self.writer, self.notice)
         self.left = b""
 
-    def notice(self, dropped: Dropped) -> str:
+    def notice(self, dropped: Dropped) -> tuple[str, bytes]:
         self.dropped.append(dropped)
-        return f"dropped {dropped.lines}"
+        return f"dropped {dropped.lines}", b""
 
     def fill(self) -> None:
         """Leave no room in the pipe."""
@@ -128,7 +128,7 @@ def test_it_is_a_text_stream(pipe: Pipe) -> None:
 def test_a_reader_that_is_gone_costs_nothing() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    sink = LineSink(writer, str)
+    sink = LineSink(writer, lambda dropped: (str(dropped), b""))
     sink.put("nobody reads this")
     assert sink.drain(5.0)
     os.close(writer)
