@@ -89,7 +89,7 @@ def _build(source: Path, wheels: Path) -> None:
 def install(machine: Machine, wheels: Path) -> str:
     """Run scripts/install on a machine; return what it said."""
     carry(machine, wheels, "/opt/wheels", ".")
-    carry(machine, ROOT, SOURCE, "scripts", "systemd", "conf")
+    carry(machine, ROOT, SOURCE, "scripts", "systemd", "conf", "docs", "packaging")
     script = f"{SOURCE}/scripts/install"
     return machine.run(script, "--wheels", "/opt/wheels", timeout=900).stdout
 
