@@ -6,6 +6,7 @@ must not hold up a heartbeat. A test parses it with that library.
 
 from __future__ import annotations
 
+import platform
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -401,6 +402,9 @@ def _of_certificates(status: NodeStatus) -> Iterator[str]:
 
 def _of_node(status: NodeStatus) -> Iterator[str]:
     log = status.log
+    yield _head("linkd_build_info", "Always 1; the versions are in its labels.", "gauge")
+    labels = f'version="{status.version}",python="{platform.python_version()}"'
+    yield f"linkd_build_info{{{labels}}} 1.0"
     for name, about, value in (
         ("linkd_log_bytes", "What the log occupies.", log.bytes),
         ("linkd_log_max_bytes", "Its bound.", log.max_bytes),

@@ -103,7 +103,7 @@ def test_the_dashboard_shows_every_metric(metrics: dict[str, str]) -> None:
 
 
 def test_labels_that_are_asked_for_are_labels_that_there_are() -> None:
-    known = {"instance", "peer", "reason", "role", "owner", "consumer", "le"}
+    known = {"instance", "peer", "reason", "role", "owner", "consumer", "le", "version"}
     texts = [ALERTS.read_text(), *(each for _, each in expressions())]
     for text in texts:
         for names in re.findall(r"\bby \(([^)]*)\)", text):

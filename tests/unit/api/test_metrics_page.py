@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def test_scrapes_within_a_second_share_one_text(tmp_path: Path) -> None:
     second, _ = bench.ask()
     assert first == second
     assert b'linkd_link_up{peer="peer-19"} 1.0' in first[0]
+    assert b'linkd_build_info{version="' in first[0]
+    assert f'python="{platform.python_version()}"}} 1.0'.encode() in first[0]
     assert bench.looked == 1
     bench.clock.advance(PAGE_SECONDS)
     third, _ = bench.ask()
