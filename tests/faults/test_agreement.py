@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import threading
 import time
@@ -35,10 +36,16 @@ class Seen(NamedTuple):
 
 
 class Poll:
-    """Asks `/v1/status` all the time, and notes when each link was first seen in a state."""
+    """Asks `/v1/status` all the time, and notes when each link was first seen in a state.
+
+    Attributes:
+        changes: Between which moments it began, the link, the state.
+        longest_gap: Seconds between two answers: a shorter outage may have been missed.
+    """
 
     def __init__(self, daemon: Daemon) -> None:
         self.changes: list[tuple[float, float, str, str]] = []
+        self.longest_gap = 0.0
         self._daemon = daemon
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -46,11 +53,14 @@ class Poll:
 
     def _run(self) -> None:
         known: dict[str, str] = {}
+        last = time.monotonic()
         while not self._stopping.wait(POLL):
             asked = time.monotonic()
             with contextlib.suppress(OSError):
                 links = self._daemon.status()["links"]
                 answered = time.monotonic()
+                self.longest_gap = max(self.longest_gap, answered - last)
+                last = asked
                 for link in links:
                     state, since = link["state"], link["since_seconds"]
                     if known.get(link["peer"]) != state:
@@ -96,7 +106,7 @@ class Accounts:
 
     def __init__(self, edge: Daemon, poll: Poll) -> None:
         self.worst: dict[str, float] = {}
-        self.total = self.looks = 0
+        self.total = self.falls = 0
         self._edge, self._poll = edge, poll
         self._offset = time.time() - time.monotonic()
         self._metrics = edge.call("GET", "/metrics")
@@ -139,7 +149,23 @@ class Accounts:
         self.agree("events", at, _nearest(at, told_at))
 
     def compare_status(self) -> None:
-        """Compare since when a link was seen to be up with the events, or down with the outages."""
+        """Compare since when a link was seen to be up with the events, or down with the outages.
+
+        Each outage that lasted longer than it took to ask again was seen, and its end.
+        """
+        for name in {one["peer"] for one in self._outages}:
+            changes = [state for *_, peer, state in self._poll.changes if peer == name]
+            states = ["up", *changes]  # as it was before anyone asked
+            falls = sum(pair[0] == "up" != pair[1] for pair in itertools.pairwise(states))
+            shown = [
+                one["down_seconds"] - one["noticed_after_seconds"]
+                for one in self._outages
+                if one["peer"] == name
+            ]
+            lasting = [seconds for seconds in shown if seconds > self._poll.longest_gap]
+            assert falls >= len(lasting), (states, shown)
+            assert states[-1] == "up"
+            self.falls += falls
         for first, last, name, state in self._poll.changes:
             times = [
                 _unix(one["time"]) - self._offset
@@ -152,7 +178,6 @@ class Accounts:
             at = _nearest(first, times)
             # It was asked for at one moment and answered at another.
             self.agree("status", at, min(max(at, first), last))
-            self.looks += 1
 
 
 def cut_all(
@@ -201,7 +226,7 @@ def test_twenty_cuts_told_alike_by_all() -> None:
         + ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in worst.items())
     )
     assert accounts.total >= 20
-    assert accounts.looks >= 2 * accounts.total
+    assert accounts.falls >= LINKS // 2, "not even each freeze was seen"
     assert max(worst.values()) <= WITHIN, worst
 
 
