@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
+from linkd.api.site import HEAD_SECONDS
+from linkd.config import LimitSettings
 from tests.support import figures
 from tests.support.daemon import SECRET, Daemon, listen, peer
 from tests.support.lab import Lab, LabHost, python
@@ -26,7 +28,9 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timing]
 CHANNELS = 'send = [">"]\nreceive = [">"]\n'
 KEY = "a-key-of-the-api-0123456789-0123456789"
 SOURCES = 50
-SECONDS = 8.0
+SECONDS = 5.0
+QUIET_SECONDS = 1.5
+"""For as long it is measured what a message takes before a flood: 37 of them."""
 MAX_GROWTH = 64 * 2**20
 """Bytes that a flood may make a daemon grow by."""
 MAX_LINES = 2 * SOURCES + 40
@@ -102,7 +106,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             edge.wait_up("hub")
             probe = Probe(edge, "hub")
             probe.start()
-            time.sleep(3.0)
+            time.sleep(QUIET_SECONDS)
             yield Scene(hub, edge, crowd, hub_host.address, probe)
             probe.stop()
 
@@ -112,13 +116,13 @@ def sources(crowd: LabHost) -> list[str]:
     return [f"10.99.{crowd.number}.{last}" for last in range(2, 2 + SOURCES)]
 
 
-def flood(scene: Scene, kind: str, rate: int, port: int = 9443) -> dict[str, int]:
+def flood(scene: Scene, kind: str, rate: int, port: int, seconds: float) -> dict[str, int]:
     """Flood the hub for some seconds; return what happened to the strangers."""
     order = {
         "kind": kind,
         "host": scene.address,
         "port": port,
-        "seconds": SECONDS,
+        "seconds": seconds,
         "rate": rate,
         "sources": sources(scene.crowd),
         "secret": KEY if port == 9480 else SECRET,
@@ -128,7 +132,7 @@ def flood(scene: Scene, kind: str, rate: int, port: int = 9443) -> dict[str, int
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        told: dict[str, int] = json.loads(process.communicate(timeout=SECONDS + 60)[0])
+        told: dict[str, int] = json.loads(process.communicate(timeout=seconds + 60)[0])
         return told
     finally:
         process.kill()
@@ -142,14 +146,16 @@ def lines(daemon: Daemon, after: float) -> Counter[str]:
     return Counter(str(each.fields.get("event", "?")) for each in daemon.matching(after))
 
 
-def endure(scene: Scene, kind: str, rate: int, port: int = 9443) -> dict[str, int]:
+def endure(
+    scene: Scene, kind: str, rate: int, port: int = 9443, seconds: float = SECONDS
+) -> dict[str, int]:
     """Flood, measure, and judge; a machine that others use too gets three tries for the latency."""
     for _ in range(3):
         quiet = time.monotonic()
-        time.sleep(3.0)
+        time.sleep(QUIET_SECONDS)
         begun, before = time.monotonic(), memory(scene.hub)
         highest = Highest(scene.hub)
-        told = flood(scene, kind, rate, port)
+        told = flood(scene, kind, rate, port, seconds)
         ended, grown = time.monotonic(), highest.stop() - before
         usual = statistics.median(scene.probe.between(quiet, begun))
         meanwhile = scene.probe.between(begun, ended)
@@ -203,14 +209,13 @@ def test_5000_idle_connections(scene: Scene) -> None:
 
 
 def test_heads_that_never_end(scene: Scene) -> None:
-    told = endure(scene, "slow", 500)
-    assert told.get("held for 12 s", 0) == 0
+    # The last of them begins after two seconds.
+    told = endure(scene, "slow", 500, seconds=LimitSettings().hello_timeout + 2.5)
     assert told.get("cut", 0) + told.get("closed", 0) >= 500
 
 
 def test_heads_that_never_end_at_the_api(scene: Scene) -> None:
-    told = endure(scene, "slow", 500, 9480)
-    assert told.get("held for 12 s", 0) == 0
+    told = endure(scene, "slow", 500, 9480, HEAD_SECONDS + 2.5)
     assert told.get("cut", 0) + told.get("closed", 0) >= 500
 
 
@@ -230,8 +235,9 @@ def test_10_000_wrong_proofs_a_minute(scene: Scene) -> None:
     assert told["401"] > 0
 
 
-def test_10_000_wrong_keys_a_minute(scene: Scene) -> None:
-    told = endure(scene, "wrong-key", 170, 9480)
+def test_15_000_wrong_keys_a_minute(scene: Scene) -> None:
+    """More than the burst that is answered to each address."""
+    told = endure(scene, "wrong-key", 260, 9480)
     assert set(told) == {"401", "429"}
     assert told["401"] <= SOURCES * 23
 
