@@ -130,7 +130,7 @@ def bills(db: Path) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("biller", ["orders", "orders-twisted"])
 def test_orders_are_billed_once_over_kills(pair: Pair, tmp_path: Path, biller: str) -> None:
-    """Kills of both programs and of the edge's daemon; an order without a total is put aside."""
+    """Kills of both programs and, once, of the edge's daemon; a wrong order is put aside."""
     shop, billing = tmp_path / "shop.db", tmp_path / "billing.db"
     first = 4000 if biller == "orders" else 5000
     failed = len(records(pair.hub, "orders.failed"))
@@ -145,7 +145,8 @@ def test_orders_are_billed_once_over_kills(pair: Pair, tmp_path: Path, biller: s
         bill.wait_line("put aside")
         forward.end()
         bill.end()
-    pair.edge.kill()
+    if biller == "orders":
+        pair.edge.kill()
     with sqlite3.connect(shop) as db:  # as after a crash before the UPDATE
         db.execute("UPDATE orders SET forwarded = 0")
     order(shop, first + 3)
@@ -153,7 +154,8 @@ def test_orders_are_billed_once_over_kills(pair: Pair, tmp_path: Path, biller: s
         example("orders", "forward.py", shop, daemon=pair.edge) as forward,
         example(biller, "bill.py", billing, daemon=pair.hub) as bill,
     ):
-        pair.edge.start()
+        if biller == "orders":
+            pair.edge.start()
         bill.wait_line(f"billed {first + 3}")
         forward.wait_line(f"forwarded {first} {first + 1} {first + 2} {first + 3}")
     numbers = [first, first + 1, first + 3]
