@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
 import socket
 import ssl
 import time
@@ -22,6 +23,7 @@ from linkd.net.proxy_header import SIGNATURE
 from tests.support import figures
 from tests.support.balancers import Caller, Proxy, caddy, haproxy, nginx, shipped
 from tests.support.daemon import SECRET, Daemon, listen, peer
+from tests.support.pairing_hosts import command, invite
 from tests.support.tls_lab import Files
 
 pytestmark = pytest.mark.slow
@@ -233,6 +235,32 @@ def test_haproxy_passes_tls_by_name_and_checks_health(
         edge.wait_up("hub", 20.0)
         told = [line.fields["detail"] for line in hub.matching(event="connection.refused")]
         assert not [detail for detail in told if "PROXY" in detail]
+
+
+@pytest.mark.timing
+def test_a_node_joins_through_a_balancer_whose_silence_both_ends_notice(
+    site: Site, daemons: Start
+) -> None:
+    with haproxy(site.directory / "proxy", site.front, haproxy_config(site)) as proxy:
+        # Not on loopback alone, so that it has TLS by its own authority.
+        own = f'[listen]\naddress = "0.0.0.0:{site.hub}"\nproxy_protocol = ["{BALANCER}"]\n'
+        hub = daemons("hub", site.api_config() + own)
+        wait_state(site, "linkd", "UP")
+        edge = daemons("edge", "")
+        code = invite(hub, "edge", "--address", f"localhost:{site.front}")
+        joined = command(edge, "join", code)
+        assert joined.returncode == 0, joined.stderr
+        edge.wait_up("hub")
+        frozen = time.monotonic()
+        proxy.signal(signal.SIGSTOP)
+        at_hub = hub.wait_line(12.0, frozen, peer="edge", old="up")
+        at_edge = edge.wait_line(12.0, frozen, peer="hub", old="up")
+        noticed = [line.at - line.queued - frozen for line in (at_hub, at_edge)]
+        figures.tell(f"a balancer froze: noticed after {noticed[0]:.1f} and {noticed[1]:.1f} s")
+        assert noticed[0] < 7.5
+        assert noticed[1] < 10.5
+        proxy.signal(signal.SIGCONT)
+        edge.wait_up("hub")
 
 
 def wait_state(site: Site, backend: str, state: str) -> None:

@@ -75,11 +75,16 @@ class Proxy:
 
     def stop(self) -> None:
         """End it and its workers at once."""
+        self.signal(signal.SIGKILL)
         process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
             process.wait(10.0)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it and its workers a signal."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     @property
     def log(self) -> str:
