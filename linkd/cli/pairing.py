@@ -159,8 +159,10 @@ def _join(arguments: argparse.Namespace) -> int:
     named = getattr(arguments, "config", None)
     paths = files(Path(named) if named else None)
     config = load(paths)
+    proxy = ProxySettings(arguments.proxy, arguments.proxy_secret_file)
+    if proxy.secret_file and not proxy.proxy:
+        raise CommandError(exits.USAGE, "--proxy-secret-file is for a proxy: add --proxy URL")
     try:
-        proxy = ProxySettings(arguments.proxy, arguments.proxy_secret_file)
         done = join(_code(arguments.code), config, paths[0].parent / "linkd.d", _say, proxy)
     except PairingRefused as error:
         raise CommandError(exits.REFUSED, str(error)) from None

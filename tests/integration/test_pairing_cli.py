@@ -155,9 +155,25 @@ async def test_without_a_daemon_the_file_is_written_all_the_same(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_proxys_url_with_a_password_is_refused_and_not_shown(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await desk.run("invite", "edge-1", "--address", "127.0.0.1") == 0
+    code = capsys.readouterr().out.split()[2]
+    words = ("join", code, "-c", str(desk.config), "--proxy", "http://user:hidden@proxy.test:1")
+    assert await desk.run(*words) == 2
+    said = capsys.readouterr().err
+    assert "no user and no password belong there" in said
+    assert "hidden" not in said
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_is_typed_wrong(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     assert await desk.run("join", "ABCDE-FGHIJ", "-c", str(desk.config)) == 2
     assert "copy it again" in capsys.readouterr().err
+    at = ("-c", str(desk.config))
+    assert await desk.run("join", "ABCDE-FGHIJ", "--proxy-secret-file", "login", *at) == 2
+    assert "is for a proxy: add --proxy URL" in capsys.readouterr().err
     assert await desk.run("invite", "Edge One") == 4
     assert "can't be invited" in capsys.readouterr().err
     assert await desk.run("invite") == 2
