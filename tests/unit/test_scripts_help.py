@@ -164,21 +164,24 @@ def scripted(tmp_path: Path, *runs: tuple[int, str]) -> tuple[int, str, list[str
 
 
 def test_all_passed_is_exit_0(tmp_path: Path) -> None:
-    code, said, calls = scripted(tmp_path, (0, "1 passed\n"), (0, "1 passed\n"))
+    code, said, calls = scripted(tmp_path, *[(0, "1 passed\n")] * 3)
     assert code == 0, said
     assert said.endswith("test: all passed\n")
-    assert ["not timing" in calls[0], "-m timing" in calls[1], len(calls)] == [True, True, 2]
+    parallel, waiting, timing = calls
+    assert parallel.endswith("-m not timing and not (lab or service or slow or web)")
+    assert waiting.endswith("-m not timing and (lab or service or slow or web)")
+    assert timing.endswith("-m timing")
 
 
 def test_what_fails_is_run_again_alone_and_listed(tmp_path: Path) -> None:
-    code, said, calls = scripted(tmp_path, (1, ONE), (0, ""), (0, "1 passed\n"))
+    code, said, calls = scripted(tmp_path, (1, ONE), (0, ""), (0, ""), (0, "1 passed\n"))
     assert code == 0, said
-    assert calls[2] == "-m pytest tests/unit/test_a.py::test_b[x y]"
+    assert calls[3] == "-m pytest tests/unit/test_a.py::test_b[x y]"
     assert "== 1 tests were run again, alone:\ntests/unit/test_a.py::test_b[x y]\n" in said
 
 
 def test_what_fails_again_has_failed(tmp_path: Path) -> None:
-    code, said, _ = scripted(tmp_path, (0, ""), (1, ONE), (1, ONE))
+    code, said, _ = scripted(tmp_path, (0, ""), (0, ""), (1, ONE), (1, ONE))
     assert code == 1
     assert "test: failed: timing" in said
 
@@ -194,6 +197,6 @@ def test_what_fails_again_has_failed(tmp_path: Path) -> None:
     ids=["does not import", "no names", "nothing", "too many"],
 )
 def test_what_names_no_test_or_too_many_is_not_run_again(tmp_path: Path, out: str) -> None:
-    code, said, calls = scripted(tmp_path, (2, out), (0, ""))
-    assert (code, len(calls)) == (1, 2)
+    code, said, calls = scripted(tmp_path, (2, out), (0, ""), (0, ""))
+    assert (code, len(calls)) == (1, 3)
     assert "test: failed: parallel" in said
