@@ -87,7 +87,7 @@ class Site:
             f'[listen]\naddress = "127.0.0.1:{self.hub}"\ncertificate = "{self.hub_certificate}"\n'
             f'key = "{self.hub_key}"\nclient_ca = "{self.ca}"\n'
             f"proxy_protocol = {json.dumps(balancers)}\n"
-            f'[[peer]]\nname = "edge"\n{ALL}'
+            f'[[peer]]\nname = "edge"\nrequired = true\n{ALL}'
         )
 
     def edge(self, path: str = "/link", by: str = "secret", name: str = "localhost") -> str:
