@@ -16,9 +16,10 @@ from urllib.parse import quote
 
 from linkd.client import connect
 from linkd.client.aio import Node
-from linkd.errors import BodyTooLarge
+from linkd.errors import BodyTooLarge, LogFull
 
 POLL_SECONDS = 0.5
+RETRY_SECONDS = 5.0
 
 
 def waiting(outgoing: Path) -> list[tuple[int, Path]]:
@@ -55,7 +56,12 @@ async def main(outgoing: Path) -> None:
         while True:
             files = await asyncio.to_thread(waiting, outgoing)
             for written, file in files:
-                is_sent = await send(node, written, file)  # on the daemon's disk by now
+                try:
+                    is_sent = await send(node, written, file)  # on the daemon's disk by now
+                except LogFull as error:  # after a long outage: wait for room, and look again
+                    print("waiting:", error, flush=True)
+                    await asyncio.sleep(RETRY_SECONDS)
+                    break
                 file.replace((sent if is_sent else refused) / file.name)
                 if is_sent:
                     print("sent", file.name, flush=True)

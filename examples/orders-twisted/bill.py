@@ -54,7 +54,8 @@ async def handle(reactor: Any, node: Node, db: adbapi.ConnectionPool, record: Re
             print("put aside", record.offset, error, flush=True)
             return
         except sqlite3.OperationalError as error:
-            # The database is busy, or its disk full. The orders behind wait: none is skipped.
+            # The database is busy, or its disk full. The orders behind wait: none is skipped. Any
+            # other error ends the program before the ack, and the order comes again.
             print("database:", error, flush=True)
             await deferLater(reactor, RETRY_SECONDS)
 

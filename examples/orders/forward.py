@@ -12,9 +12,11 @@ import sqlite3
 import sys
 
 from linkd.client import connect
+from linkd.errors import LogFull
 
 BATCH = 100
 POLL_SECONDS = 0.5
+RETRY_SECONDS = 5.0
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS orders (
@@ -43,7 +45,12 @@ async def main(path: str) -> None:
                 node.publish("orders", json.loads(content), type="created", id=f"order-{number}")
                 for number, content in orders
             ]
-            await asyncio.gather(*publishes)  # now they are on the disk of this host's daemon
+            try:
+                await asyncio.gather(*publishes)  # now they are on the disk of this host's daemon
+            except LogFull as error:  # after a long outage: wait for room, and lose nothing
+                print("waiting:", error, flush=True)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
             with shop:
                 shop.executemany(
                     "UPDATE orders SET forwarded = 1 WHERE number = ?",

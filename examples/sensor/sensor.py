@@ -13,7 +13,8 @@ import time
 
 from linkd.client import connect
 from linkd.client.aio import Node
-from linkd.client.errors import ClientError, NoDaemon
+from linkd.client.errors import NoDaemon
+from linkd.errors import LinkdError
 
 KEEP_EVERY = 5
 """One reading of so many is kept for `TTL_SECONDS`."""
@@ -51,7 +52,7 @@ async def main(every: float) -> None:
                 print("dropped", count, flush=True)
             except TimeoutError:
                 print("late", count, flush=True)
-            except ClientError as error:  # refused: a full log, a missing right
+            except LinkdError as error:  # a full log, a missing right
                 print("refused", count, error, flush=True)
             count += 1
             await asyncio.sleep(every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.cookiejar
 import json
 import os
@@ -23,8 +24,8 @@ import pytest
 from websockets.sync.client import connect
 
 from linkd.drill.testbed import free_port
-from tests.support.daemon import SECRET, Daemon
-from tests.support.duo import until
+from tests.support.daemon import SECRET, Daemon, peer
+from tests.support.duo import ALL, until
 from tests.support.needs import lacking, need
 from tests.support.pairs import Pair
 from tests.web.driver import HERE as WEB
@@ -185,6 +186,27 @@ def test_a_biller_waits_for_its_database(pair: Pair, tmp_path: Path) -> None:
         lock.execute("COMMIT")
         lock.close()
         bill.wait_line("billed 6000")
+
+
+def test_orders_wait_while_the_log_is_full(tmp_path: Path) -> None:
+    """After an outage that was longer than the log: refused, kept in the shop, forwarded later."""
+    shop = tmp_path / "shop.db"
+    away = peer("hub", f"ws://127.0.0.1:{free_port()}/link", extra=ALL)
+    with Daemon("edge", f"[log]\nmax_bytes = 16_777_216\n{away}") as edge:
+        end = 0
+        for size in (1_000_000, 100_000, 10_000, 1000, 100, 0):
+            with contextlib.suppress(RuntimeError):
+                while True:
+                    end = edge.call("POST", "/v1/channels/filling", bytes(size), "")["offset"]
+        with example("orders", "forward.py", shop, daemon=edge) as forward:
+            until(lambda: shop.exists() and _has_table(shop))
+            order(shop, 1)
+            forward.wait_line("waiting: ")
+            words = ("--socket", str(edge.socket), "--before", str(end), "--yes")
+            command = [sys.executable, "-m", "linkd.cli", "log", "trim", *words]
+            subprocess.run(command, cwd=ROOT, check=True, timeout=20, stdout=subprocess.DEVNULL)
+            forward.wait_line("forwarded 1")
+        assert [one["id"] for one in records(edge, "orders")] == ["order-1"]
 
 
 def test_a_sensor_drops_what_is_late(pair: Pair, tmp_path: Path) -> None:
