@@ -111,7 +111,7 @@ class House:
         )
         self.lines: list[str] = []
         self.observer = Observer(
-            lambda line, urgent: self.lines.extend(line.split("\n")), clock=self.reactor.seconds
+            lambda line, *_: self.lines.extend(line.split("\n")), clock=self.reactor.seconds
         )
         globalLogPublisher.addObserver(self.observer)
 
