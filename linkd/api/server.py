@@ -56,7 +56,11 @@ from linkd.node.subscriptions import Follower, Sink, Start
 from linkd.status import LinkStatus
 
 MODE = 0o660
-_BACKLOG = 50
+_BACKLOG = 1024
+"""Connections that wait to be accepted. A further one fails with EAGAIN on the unix socket, also
+that of an operator, and on TCP it comes a second later.
+"""
+
 _PROBE_SECONDS = 0.1
 """The event loop waits so long at most for another daemon that has taken the path."""
 
@@ -243,12 +247,12 @@ class ApiServer:
         host, number = parse_address(address)
         self._tls = server_tls(self.config)
         if self._tls is None:
-            port = self.reactor.listenTCP(number, self._site(), interface=host)
+            port = self.reactor.listenTCP(number, self._site(), _BACKLOG, host)
         else:
             self._tls.watch(self.reactor)
             tls: Any = self._tls  # Twisted's interfaces are declared at run time
             site = TlsFactory(tls, False, self._site())
-            port = self.reactor.listenTCP(number, site, interface=host)
+            port = self.reactor.listenTCP(number, site, _BACKLOG, host)
         self._ports.append(port)
         got = port.getHost()
         events.emit("api.started", address=f"{got.host}:{got.port}", tls=self._tls is not None)

@@ -18,6 +18,7 @@ from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon
 from tests.support.pairs import Pair, fetch, memory
+from tests.support.queueing import spent
 
 SLOW = 200
 MOST_FILES = 8192
@@ -349,3 +350,38 @@ def test_what_is_no_http() -> None:
                 got = ended(wire)
             assert not got or b" 400 " in got
         assert pair.edge.link("hub")["state"] == "up"
+
+
+def test_hundreds_may_connect_to_the_socket_at_once() -> None:
+    with Pair() as pair, ExitStack() as stack:
+        pair.edge.freeze()
+        try:
+            for _ in range(500):
+                one = stack.enter_context(socket.socket(socket.AF_UNIX))
+                one.setblocking(False)
+                one.connect(str(pair.edge.socket))  # EAGAIN where too many wait to be accepted
+        finally:
+            pair.edge.thaw()
+        assert pair.edge.call("GET", "/healthz", timeout=10)["late_seconds"] is not None
+
+
+@pytest.mark.timing
+def test_readers_that_never_read_do_not_hold_up_requests_of_the_same_caller() -> None:
+    raise_open_file_limit()
+    request = b"GET /v1/channels/a?from=earliest HTTP/1.1\r\nHost: localhost\r\n"
+    request += b"Accept: text/event-stream\r\n\r\n"
+    with Pair() as pair, ExitStack() as stack:
+        publish(pair.edge, "a", 30)
+        for _ in range(900):
+            one = stack.enter_context(socket.socket(socket.AF_UNIX))
+            one.connect(str(pair.edge.socket))
+            one.sendall(request)
+        waited, before = [], spent(pair.edge.pid)[1]
+        for _ in range(10):
+            began = time.monotonic()
+            pair.edge.call("GET", "/healthz", timeout=60)
+            waited.append(time.monotonic() - began)
+        queued = spent(pair.edge.pid)[1] - before
+        figures.tell(f"/healthz beside 900 readers: {max(waited):.2f} s ({queued:.2f} s queued)")
+        assert max(waited) < 1.0 + queued
+        assert sorted(waited)[5] < 0.3 + queued / 5  # behind a slice of each reader it was 2 s
