@@ -113,7 +113,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
             self._deadline_left = self._deadline.getTime() - self._waits_since
             self.stop_deadline()
         if not self._waitingForTransport:
-            self.site.share.queue(self._go_on, self.caller)
+            self.site.share.queue(self._go_on, self.caller, is_request=True)
 
     def _go_on(self) -> None:
         """Continue in this connection's turn."""
@@ -135,7 +135,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self._release_unread()
         if self._queues:
             self._networkProducer.pauseProducing()
-            self.site.share.queue(self._go_on, self.caller)
+            self.site.share.queue(self._go_on, self.caller, is_request=True)
 
     def allHeadersReceived(self) -> None:
         """Start the deadline of the body: the head is complete."""

@@ -18,6 +18,7 @@ from linkd.net.admission import ConnectionLimiter
 from linkd.net.auth import Nonces
 from linkd.net.rate_limit import (
     COMPETE_SECONDS,
+    REQUESTS_RUN,
     SHARE_SECONDS,
     SLICE_SECONDS,
     FairShare,
@@ -235,6 +236,19 @@ def flooding(loop: StepClock, share: FairShare, done: list[str], seconds: float)
         share.queue(work, "flood")
 
     share.queue(work, "flood")
+
+
+def test_requests_of_a_caller_begin_ahead_of_what_goes_on_which_has_its_turns() -> None:
+    loop = StepClock()
+    share = FairShare(loop)
+    done: list[str] = []
+    for _ in range(3):
+        share.queue(lambda: done.append("reader"), "one")
+    for _ in range(REQUESTS_RUN + 1):
+        share.queue(lambda: done.append("request"), "one", is_request=True)
+    loop.advance(0)
+    first = ["request"] * REQUESTS_RUN
+    assert done == [*first, "reader", "request", "reader", "reader"]
 
 
 def test_competing_callers_have_one_slice_an_iteration() -> None:
