@@ -331,10 +331,14 @@ class _LiveRun(Course):
 
     def _why(self) -> str:
         """Return the source of the bounds, and the limits of the verdict."""
-        slowest = self._bounds.slowest
-        short = self._request.kind != "reset" and self._request.seconds < slowest + LATE_SECONDS
-        note = f"; shorter than {slowest:g} s, so not both ends had to notice" if short else ""
-        return f"bounds: {self._bounds.source}{note}"
+        bounds, lasts, note = self._bounds, self._request.seconds, ""
+        if self._request.kind == "reset":
+            ping = bounds.heartbeat.ping_interval
+            if lasts < ping + LATE_SECONDS:
+                note = f"; no longer than from ping to ping, {ping:g} s: an idle link need not fall"
+        elif lasts < bounds.slowest + LATE_SECONDS:
+            note = f"; shorter than {bounds.slowest:g} s, so not both ends had to notice"
+        return f"bounds: {bounds.source}{note}"
 
     def _fault(self) -> bool:
         """Inject the fault and wait for its removal; return whether others had removed it."""

@@ -137,3 +137,23 @@ def test_messages_that_nobody_can_be_asked_about_fail_the_drill_and_end_it_not(
         assert nobody in check.got
     assert messages == {}
     assert said == ["waiting until the peer has the numbered messages"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "note"),
+    [
+        ("reset", 2.0, "; no longer than from ping to ping, 5 s: an idle link need not fall"),
+        ("reset", 6.0, ""),
+        ("blackhole", 5.0, "; shorter than 10 s, so not both ends had to notice"),
+        ("blackhole", 12.0, ""),
+    ],
+)
+def test_a_drill_too_short_to_be_noticed_is_reported_as_such(
+    tmp_path: Path, kind: Kind, seconds: float, note: str
+) -> None:
+    request = Request(kind=kind, peer="hub", seconds=seconds, channel=None, far_socket=None)
+    status: Any = None
+    plan = Plan("edge", status, PacketMatch("192.0.2.1", 9443, ours=False), "1", [], [])
+    daemon = DaemonClient(str(tmp_path / "linkd.sock"))
+    course = live._LiveRun(request, plan, daemon, Bounds(), lambda _: None)
+    assert course._why() == f"bounds: the defaults{note}"
