@@ -128,12 +128,16 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _line_of(content: bytes, error: str) -> str:
-    """Return the line that an error of tomllib names, so that a curly quote is seen."""
+    """Return the line that an error of tomllib names, and which sign in it is not what it seems."""
     found = re.search(r"at line (\d+)", error)
     if found is None:
         return ""
     line = content.decode().split("\n")[int(found[1]) - 1].strip()
-    hint = "; use straight quotes" if any(sign in line for sign in "“”„‘’") else ""
+    hint = ""
+    if any(sign in line for sign in "“”„‘’"):
+        hint = "; use straight quotes"
+    elif "\N{NO-BREAK SPACE}" in line:
+        hint = "; it has a no-break space: type a plain one"
     return f": {quote(line)}{hint}"
 
 

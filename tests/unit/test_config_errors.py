@@ -164,6 +164,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "syntax": (b"[node\n", "not TOML"),
     "no value": (b"[node]\nname =\n", "not TOML"),
     "no end": (b'[node]\nname = """x', "at end of document)"),
+    "no-break space": (b'[node]\nname\xc2\xa0= "edge"\n', "it has a no-break space"),
     "curly quotes": ("[node]\nname = “edge”\n".encode(), 'name = “edge”"; use straight quotes'),
     "key twice": (b'[node]\nname = "a"\nname = "b"\n', "not TOML"),
     "latin-1": (b'[node]\nname = "\xe9"\n', "expected UTF-8, got other bytes in line 2"),
