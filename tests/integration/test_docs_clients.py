@@ -73,7 +73,10 @@ def test_the_tour(tmp_path: Path) -> None:
     command = tmp_path / "linkd"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd.cli "$@"\n')
     command.chmod(0o755)
-    end = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    end = "trap 'for end in CONT TERM; do kill -$end $(jobs -p) 2>/dev/null || true; done' EXIT\n"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", end + "\n".join(blocks) + "\nwait\n"],
         capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path,
@@ -86,7 +89,8 @@ def test_the_tour(tmp_path: Path) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     for words in (
         "hub.toml: fine", "offset 1, hub has it", '1 orders {"id": 1}', "offset 2, edge-1 has it",
-        "hub   DOWN", "stopped planned", '3 orders {"id": 2}', "socket/billing            4",
-        "link down: the peer said goodbye",
+        "hub   DOWN", "stopped planned", "socket/billing            6",
+        "link down: the peer said goodbye", "silence: nothing was heard for 2.0 s", '{"id": 5}',
+        "".join(f"billing order {number} from edge-1\n" for number in (1, 2, 3, 4)),
     ):  # fmt: skip
         assert words in done.stdout, f"{words}\n{done.stdout}"
