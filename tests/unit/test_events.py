@@ -426,4 +426,4 @@ class TestFolding:
 
 def test_a_clock_may_be_any_function() -> None:
     clock: Callable[[], float] = Clock().seconds
-    assert Observer(lambda line, urgent: None, clock=clock).flush() is None
+    assert Observer(lambda line, urgent, fields: None, clock=clock).flush() is None
