@@ -143,5 +143,5 @@ def test_commands_in_pages_are_commands() -> None:
 
 
 def test_a_wrong_command_in_a_page_is_found() -> None:
-    text = "`linkd statuss`\n```\nedge# linkd -c a.toml log stat --jsn  # linkd says so\n```\n"
-    assert [*commands(text)] == [("log", ["--jsn"]), ("statuss", [])]
+    text = "`linkd statux`\n```\nedge# linkd -c a.toml log stat --jsn  # linkd says so\n```\n"
+    assert [*commands(text)] == [("log", ["--jsn"]), ("statux", [])]
