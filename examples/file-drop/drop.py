@@ -19,7 +19,7 @@ from linkd.client.aio import Node
 from linkd.errors import BodyTooLarge, LogFull
 
 POLL_SECONDS = 0.5
-RETRY_SECONDS = 5.0
+RETRY_SECONDS = 2.0
 
 
 def waiting(outgoing: Path) -> list[tuple[int, Path]]:

@@ -16,7 +16,7 @@ from linkd.errors import LogFull
 
 BATCH = 100
 POLL_SECONDS = 0.5
-RETRY_SECONDS = 5.0
+RETRY_SECONDS = 2.0
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS orders (
