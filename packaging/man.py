@@ -7,6 +7,7 @@ from the table of settings, in `DIR/man1` and `DIR/man5`. Needs linkd and no oth
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -211,6 +212,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="where to write them")
     directory = parser.parse_args().directory
+    os.environ["NO_COLOR"] = "1"  # from Python 3.14 on argparse colours what a terminal gets
     for name, text in pages().items():
         folder = directory / f"man{name[-1]}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -63,7 +64,11 @@ class StrictParser(argparse.ArgumentParser):
         return found, rest
 
     def error(self, message: str) -> NoReturn:
-        """Exit with the error; name options that may have taken a missing argument."""
+        """Exit with the error; name the nearest choice, or options that took an argument."""
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)$", message)
+        if choice:
+            near = difflib.get_close_matches(choice[1], re.findall(r"[\w-]+", choice[2]), 1)
+            message += f"; did you mean {near[0]!r}?" if near else ""
         greedy = [one.option_strings[-1] for one in self._actions if one.nargs == "+"
                   and one.option_strings]  # fmt: skip
         if greedy and message.startswith("the following arguments are required: "):

@@ -129,3 +129,20 @@ def test_an_unknown_option_names_the_nearest(
 ) -> None:
     assert cli.main(words) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"{prog}: error: {said}"
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["log", "verfy"], "; did you mean 'verify'?"),
+        (["run", "--log-level", "dbug"], "; did you mean 'debug'?"),
+        (["log", "xyz"], ")"),
+    ],
+)
+def test_a_wrong_choice_names_the_nearest(
+    words: list[str], near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"invalid choice: '{words[-1]}' (choose from " in said  # quotes follow in some versions
+    assert said.endswith(near)
