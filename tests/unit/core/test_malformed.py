@@ -128,6 +128,15 @@ def test_a_malformed_frame_of_a_long_message_is_found_in_its_slice() -> None:
         next(slices)
 
 
+def test_more_ids_than_a_publish_may_have_are_refused_by_their_number() -> None:
+    publish = client.encode_frame(client.Publish(1, "a", 1, b"", None, ("",) * client.MAX_IDS))
+    assert len(client.decode_from_client(client.join([publish], 1))) == 1
+    some = client.MAX_IDS.to_bytes(4, "big")
+    more = publish.replace(b"\xdd" + some, b"\xdd" + (client.MAX_IDS + 1).to_bytes(4, "big"))
+    with pytest.raises(RemoteProtocolError, match=f"length <= {client.MAX_IDS}"):
+        client.decode_from_client(client.join([more], 1))
+
+
 @pytest.mark.parametrize("head", [b"\xdd\x00\x01\x00\x01", b"\xdd\xff\xff\xff\xff"])
 def test_too_many_frames_are_refused_by_their_number(head: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="at most 65536 frames"):
