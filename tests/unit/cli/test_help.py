@@ -134,7 +134,7 @@ def test_an_unknown_option_names_the_nearest(
 @pytest.mark.parametrize(
     ("words", "near"),
     [
-        (["log", "verfy"], "; did you mean 'verify'?"),
+        (["log", "verif"], "; did you mean 'verify'?"),
         (["run", "--log-level", "dbug"], "; did you mean 'debug'?"),
         (["log", "xyz"], ")"),
     ],
