@@ -152,6 +152,7 @@ class StreamSession(ClientSession):
             self._slices = None
         elif self._opened and set(map(type, frames)) == _PUBLISHES:
             self.publisher.publish(frames)  # type: ignore[arg-type]
+            return self.publisher.flush(until)  # a single large one at once, also behind `until`
         else:
             self._rest.extend(frames)
         return True

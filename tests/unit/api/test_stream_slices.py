@@ -121,6 +121,28 @@ def test_frames_of_a_large_message_are_decoded_as_they_are_handed_on(bench: Benc
     assert [draft.channel for draft in bench.node.published] == [f"c.{n}" for n in range(count)]
 
 
+def test_a_large_publish_does_not_wait_once_it_is_decoded(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = client.split_from_client
+
+    def slowly(message: bytes) -> Any:
+        bench.clock.rightNow += 2 * SLICE_SECONDS
+        return decode(message)
+
+    monkeypatch.setattr(client, "split_from_client", slowly)
+    ids = tuple(str(number) for number in range(50_000))
+    publish = client.Publish(1, "ids", len(ids), ONE * len(ids), None, ids)
+    bench.node.log.on_commit.append(bench.slow(2 * SLICE_SECONDS))
+    bench.say(client.Publish(1, "a", 1, ONE), publish, client.Publish(2, "b", 1, ONE))
+    while bench.session.busy:
+        assert bench.session.publisher.waiting == 0
+        bench.clock.advance(0)
+        bench.session.go_on()
+    assert [draft.channel for draft in bench.node.published] == ["a", "b"]
+    assert [frame.sequence for frame in bench.heard(client.PublishFailed)] == [1]
+
+
 def test_a_malformed_frame_ends_a_large_message_where_it_is(bench: Bench) -> None:
     frames = [client.encode_frame(client.Publish(n + 1, f"c.{n}", 1, ONE)) for n in range(1100)]
     frames.insert(600, b"\x91\x7f")
