@@ -235,6 +235,8 @@ if CAMPAIGN:
     CASES["killed, away for 2 s"] = partial(hub_ends, away=2.0, kill=True)
     CASES["stopped for 8 s"] = partial(hub_ends, away=8.0, kill=False)
     CASES["stopped for 20 s"] = partial(hub_ends, away=20.0, kill=False)
+    CASES["host off for 8 s"] = partial(host_is_off, away=8.0)
+    CASES["host off for 20 s"] = partial(host_is_off, away=20.0)
 
 
 @pytest.fixture(scope="module")
