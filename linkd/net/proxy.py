@@ -32,7 +32,13 @@ from linkd.net.timers import cancel
 MAX_ANSWER_BYTES: Final = 16_384
 
 _FIRST_BYTES: Final = b"HTTP/"
-_SCHEMES: Final = re.compile(rb"(?im)^proxy-authenticate:[ \t]*([a-z0-9-]{1,20})")
+_CHALLENGES: Final = re.compile(r"(?im)^proxy-authenticate:(.*)")
+_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"?')
+_SCHEME: Final = re.compile(r"(?:^|,)[ \t]*+([^ \t,=]++)(?![ \t]*=)")
+"""The first word of a challenge, among its parameters. Source: RFC 9110 section 11.6.1."""
+
+_KNOWN_SCHEMES: Final = ("basic", "negotiate", "ntlm", "kerberos", "digest", "bearer")
+_OTHER_SCHEME: Final = "another scheme"
 
 _STATUS_FAILURES: Final[dict[str, tuple[FailureKind, Reason]]] = {
     "500": ("refused", "refused"),
@@ -212,6 +218,9 @@ _SET_SECRET: Final = "set `proxy_secret_file`"  # noqa: S105 - a sentence
 class HttpHandshake(Handshake):
     """HTTP CONNECT. Source: RFC 9110 section 9.3.6."""
 
+    _taken = 0
+    """Bytes of the heads so far: interim answers count, too."""
+
     def begin(self) -> bytes:
         """Return the request."""
         where = format_address(self._target.host, self._target.port)
@@ -221,23 +230,37 @@ class HttpHandshake(Handshake):
         return head.encode("latin-1") + http_head.END
 
     def receive(self, data: bytes) -> bytes:
-        """Process the response; it needs no further bytes to be sent."""
+        """Process the response; it needs no further bytes to be sent.
+
+        Interim answers may precede it. Source: RFC 9110 section 15.2.
+        """
         self._data += data
-        end = self._data.find(http_head.END)
+        while (raw := self._take_head()) is not None:
+            head = http_head.parse_head(raw)
+            if head is None or not re.fullmatch("[1-9][0-9][0-9]", head.first[1]):
+                raise AttemptFailed("broken", "protocol", "the proxy's answer is malformed")
+            status = head.first[1]
+            if status.startswith("2"):
+                self.rest = self._data
+                break
+            if not status.startswith("1") or status == "101":
+                raise self._refusal(head, raw)
+        return b""
+
+    def _take_head(self) -> bytes | None:
+        """Take the next head, without its empty line; None where it is incomplete."""
         if self._data[: len(_FIRST_BYTES)] != _FIRST_BYTES[: len(self._data)]:
             raise self._rejected("the proxy answered with something that is not HTTP")
-        if end > MAX_ANSWER_BYTES or (end < 0 and len(self._data) > MAX_ANSWER_BYTES):
+        raw, end, rest = self._data.partition(http_head.END)
+        size = len(raw) + len(end)
+        if self._taken + size > MAX_ANSWER_BYTES:
             detail = f"the head of the proxy's answer has more than {MAX_ANSWER_BYTES} bytes"
             raise AttemptFailed("broken", "protocol", detail)
-        if end < 0:
-            return b""
-        head = http_head.parse_head(self._data[:end])
-        if head is None or not re.fullmatch("[1-9][0-9][0-9]", head.first[1]):
-            raise AttemptFailed("broken", "protocol", "the proxy's answer is malformed")
-        if not head.first[1].startswith("2"):
-            raise self._refusal(head, self._data[:end])
-        self.rest = self._data[end + len(http_head.END) :]
-        return b""
+        if not end:
+            return None
+        self._taken += size
+        self._data = rest
+        return raw
 
     def _refusal(self, head: http_head.HttpHead, raw: bytes) -> AttemptFailed:
         """Return the failure that a status means; never the proxy's words, which may quote ours."""
@@ -247,7 +270,7 @@ class HttpHandshake(Handshake):
         detail = f"the proxy answered {status} to CONNECT"
         number = head.first[1]
         if number in ("401", "407"):
-            schemes = [each.decode().lower() for each in _SCHEMES.findall(raw)]
+            schemes = _asked_schemes(raw)
             if not schemes or "basic" in schemes:
                 return self._unauthorized(detail, _SET_SECRET)
             asked = f"it asks for {' or '.join(schemes)}, and linkd knows only basic"
@@ -261,6 +284,18 @@ class HttpHandshake(Handshake):
         if number.startswith("5") or number in ("408", "429"):
             return AttemptFailed("broken", "closed", detail)
         return self._rejected(detail)
+
+
+def _asked_schemes(raw: bytes) -> list[str]:
+    """Return the authentication schemes in the head of an answer, each once; only known names."""
+    text = raw.decode("latin-1").replace("\r\n", "\n")
+    found = [
+        scheme.lower()
+        for challenges in _CHALLENGES.findall(text)
+        for scheme in _SCHEME.findall(_QUOTED.sub("", challenges))
+    ]
+    known = [scheme for scheme in _KNOWN_SCHEMES if scheme in found]
+    return known if set(found) <= set(known) else [*known, _OTHER_SCHEME]
 
 
 class SocksHandshake(Handshake):

@@ -239,6 +239,82 @@ def test_answers_to_connect_that_open_no_tunnel(
     assert (whole.value.kind, whole.value.reason, whole.value.detail) == expected
 
 
+@pytest.mark.parametrize(
+    ("challenges", "asked"),
+    [
+        (b'Negotiate, Basic realm="x"', "set `proxy_secret_file`"),
+        (b'Digest realm="a, b", nonce = c,basic realm=x', "set `proxy_secret_file`"),
+        (b"", "set `proxy_secret_file`"),
+        (b'Digest realm="say \\", basic", qop="auth"', "it asks for digest"),
+        (b"Negotiate abc==, basic = 1, Ntlm, NTLM", "it asks for negotiate or ntlm"),
+        (b"hidden, Bearer", "it asks for bearer or another scheme"),
+        (b"hidden\r\nProxy-Authenticate: hidden2", "it asks for another scheme"),
+        (b'Digest realm="basic, basic', "it asks for digest"),
+        (b"x" + b"\r\nProxy-Authenticate: abcdefghij" * 480, "it asks for another scheme"),
+    ],
+)
+def test_only_known_schemes_are_named(challenges: bytes, asked: str) -> None:
+    """Each once, wherever it is in the list; a scheme of the proxy's own may be our password."""
+    detail = failure(make_handshake(HTTP, TARGET, None, False), NEEDS + challenges + b"\r\n\r\n")[2]
+    ends = "" if asked.startswith("set") else ", and linkd knows only basic"
+    assert detail == ASKED + asked + ends
+
+
+@pytest.mark.parametrize("signs", [b'"\\', b'"', b",", b" ", b", a ", b"a,"])
+def test_a_hostile_challenge_costs_little(signs: bytes) -> None:
+    answer = NEEDS + (signs * MAX_ANSWER_BYTES)[:16_000] + b"\r\n\r\n"
+    with pytest.raises(AttemptFailed) as found:
+        make_handshake(HTTP, TARGET, None, False).receive(answer)
+    assert len(found.value.detail) < 200
+
+
+INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+
+
+def test_interim_answers_are_skipped() -> None:
+    handshake = make_handshake(HTTP, TARGET, None, False)
+    shake(handshake, b"HTTP/1.1 100 Continue\r\n\r\n" + INTERIM + OPEN)
+    assert handshake.rest == b""
+    handshake = make_handshake(HTTP, TARGET, None, False)
+    assert handshake.receive(INTERIM + OPEN + b"peer") == b""
+    assert handshake.rest == b"peer"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (INTERIM * (MAX_ANSWER_BYTES // len(INTERIM)) + OPEN, "more than 16384 bytes"),
+        (b"HTTP/1.1 101 x\r\n\r\n" + OPEN, "the proxy answered 101 Switching Protocols"),
+        (INTERIM + b"HTTP/1.1 403 x\r\n\r\n", "the proxy answered 403 Forbidden"),
+        (INTERIM + b"\x05\xff", "something that is not HTTP"),
+    ],
+)
+def test_interim_answers_that_lead_to_no_tunnel(answer: bytes, words: str) -> None:
+    assert words in failure(make_handshake(HTTP, TARGET, None, False), answer)[2]
+    with pytest.raises(AttemptFailed, match=words):
+        make_handshake(HTTP, TARGET, None, False).receive(answer)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_bound_does_not_depend_on_how_an_answer_is_cut(more: int) -> None:
+    begins = b"HTTP/1.1 200 OK\r\nA: "
+    answer = begins + b"b" * (MAX_ANSWER_BYTES - len(begins) - 4 + more) + b"\r\n\r\n"
+    for pieces in ([answer], [answer[:-1], answer[-1:]], [answer[:-4], answer[-4:]]):
+        handshake = make_handshake(HTTP, TARGET, None, False)
+        if more:
+            with pytest.raises(AttemptFailed, match="more than 16384 bytes"):
+                shake_whole(handshake, pieces)
+        else:
+            shake_whole(handshake, pieces)
+            assert handshake.rest == b""
+
+
+def shake_whole(handshake: Handshake, pieces: list[bytes]) -> None:
+    """Give a handshake these pieces of an answer."""
+    for piece in pieces:
+        handshake.receive(piece)
+
+
 def test_a_long_head_that_ends_is_too_long_too() -> None:
     handshake = make_handshake(HTTP, TARGET, None, False)
     with pytest.raises(AttemptFailed, match="more than 16384 bytes"):
@@ -331,7 +407,7 @@ def test_answers_of_socks_that_open_no_tunnel(
 @given(
     scheme=st.sampled_from([HTTP, SOCKS]),
     login=st.sampled_from([None, LOGIN]),
-    begins=st.sampled_from([b"", OPEN[:12], OPEN, b"\x05\x00\x05\x00\x00\x01"]),
+    begins=st.sampled_from([b"", OPEN[:12], OPEN, INTERIM, b"\x05\x00\x05\x00\x00\x01"]),
     ends=st.binary(max_size=80),
     cuts=st.lists(st.integers(1, 20)),
 )
