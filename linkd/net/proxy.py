@@ -513,26 +513,70 @@ def open_tunnel(settings: ProxySettings, target: Url, timeout: float) -> socket.
         return None
     path = settings.secret_file
     credentials = None if path is None else load_credentials(path)
-    handshake = make_handshake(proxy, target, credentials, False)
     end = time.monotonic() + timeout
-    connection: socket.socket | None = None
     try:
-        connection = socket.create_connection((proxy.host, proxy.port), timeout)
-        connection.sendall(handshake.begin())
-        while handshake.rest is None:
-            connection.settimeout(max(0.01, end - time.monotonic()))
-            data = connection.recv(4096)
-            if not data:
-                detail = "the proxy closed the connection before it opened a tunnel"
-                raise AttemptFailed("broken", "closed", detail)
-            connection.sendall(handshake.receive(data))
-        if handshake.rest:
-            raise AttemptFailed("broken", "protocol", "bytes arrived before TLS began")
+        addresses = socket.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
+        while True:
+            share = _left(end) / len(addresses)
+            handshake = make_handshake(proxy, target, credentials, False)
+            try:
+                connection = _tunnel_at(addresses.pop(0), handshake, time.monotonic() + share)
+                break
+            except (OSError, AttemptFailed) as error:
+                if not addresses or getattr(error, "kind", None) == "rejected":
+                    raise
     except (OSError, AttemptFailed) as error:
-        if connection is not None:
-            connection.close()
         kind = error.kind if isinstance(error, AttemptFailed) else "unreachable"
         words = getattr(error, "strerror", None) or str(error)
         raise AttemptFailed(kind, "unreachable", f"through {proxy}: {words}") from None
     connection.settimeout(timeout)
     return connection
+
+
+def _tunnel_at(address: tuple[Any, ...], handshake: Handshake, end: float) -> socket.socket:
+    """Return a socket with an open tunnel through one address of a proxy; blocks.
+
+    Args:
+        address: As `getaddrinfo` returns it.
+        handshake: With the proxy.
+        end: When the tunnel must be open, on the monotonic clock.
+
+    Raises:
+        OSError: The address is silent, or can't be reached.
+        AttemptFailed: The proxy opens no tunnel.
+    """
+    family, kind, number, _, where = address
+    connection = socket.socket(family, kind, number)
+    try:
+        connection.settimeout(_left(end))
+        connection.connect(where)
+        answer = handshake.begin()
+        while True:
+            connection.settimeout(_left(end))
+            connection.sendall(answer)
+            if handshake.rest is not None:
+                break
+            connection.settimeout(_left(end))
+            data = connection.recv(4096)
+            if not data:
+                detail = "the proxy closed the connection before it opened a tunnel"
+                raise AttemptFailed("broken", "closed", detail)
+            answer = handshake.receive(data)
+        if handshake.rest:
+            raise AttemptFailed("broken", "protocol", "bytes arrived before TLS began")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _left(end: float) -> float:
+    """Return the seconds until a moment.
+
+    Raises:
+        TimeoutError: It has passed.
+    """
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,10 +17,12 @@ from linkd.net.proxy import (
     MAX_ANSWER_BYTES,
     Credentials,
     Handshake,
+    ProxySettings,
     choose_proxy,
     is_exempt,
     load_credentials,
     make_handshake,
+    open_tunnel,
 )
 from tests.support.hosts import Hosts, Temper, address
 
@@ -598,3 +601,124 @@ def test_through_socks(tmp_path: Path) -> None:
     hosts.dialer.dial(0.0)
     assert hosts.run(5.0, until="greeted") < 0.1
     assert hosts.asked[2].startswith(b"\x05\x01\x00\x03\x08hub.test")
+
+
+# -- the blocking way -----------------------------------------------------------------------------
+
+
+class Sockets:
+    """Stands in for the modules socket and time; its clock moves as its sockets wait.
+
+    Args:
+        addresses: What each address of the proxy does: `silent` (TCP), `refused`, `mute`, or sends
+            these bytes, one after 0.1 s.
+    """
+
+    SOCK_STREAM = 1
+
+    def __init__(self, *addresses: bytes | str) -> None:
+        self.now = 0.0
+        self.addresses = addresses
+        self.closed: list[int] = []
+        self.dialed: list[int] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def getaddrinfo(self, host: str, port: int, type: int) -> list[tuple[object, ...]]:
+        return [(0, type, 0, "", number) for number in range(len(self.addresses))]
+
+    def socket(self, family: int, kind: int, number: int) -> FakeSocket:
+        return FakeSocket(self)
+
+
+class FakeSocket:
+    """A socket of `Sockets`."""
+
+    def __init__(self, sockets: Sockets) -> None:
+        self.sockets = sockets
+        self.timeout = 0.0
+        self.number = -1
+        self.coming = b""
+
+    def settimeout(self, seconds: float) -> None:
+        assert seconds > 0
+        self.timeout = seconds
+
+    def wait(self) -> None:
+        self.sockets.now += self.timeout
+        raise TimeoutError("timed out")
+
+    def connect(self, where: int) -> None:
+        self.number = where
+        self.sockets.dialed.append(where)
+        does = self.sockets.addresses[where]
+        if does == "refused":
+            raise ConnectionRefusedError(111, "Connection refused")
+        if does == "silent":
+            self.wait()
+        self.coming = does if isinstance(does, bytes) else b""
+
+    def sendall(self, data: bytes) -> None:
+        pass
+
+    def recv(self, most: int) -> bytes:
+        if not self.coming or self.timeout < 0.1:
+            self.wait()
+        self.sockets.now += 0.1
+        data, self.coming = self.coming[:1], self.coming[1:]
+        return data
+
+    def close(self) -> None:
+        self.sockets.closed.append(self.number)
+
+
+def blocking(monkeypatch: pytest.MonkeyPatch, *addresses: bytes | str) -> Sockets:
+    """Put stand-ins in place of the sockets and the clock of `open_tunnel`."""
+    sockets = Sockets(*addresses)
+    for name in ("socket", "time"):
+        monkeypatch.setattr(f"linkd.net.proxy.{name}", sockets)
+    return sockets
+
+
+THROUGH = ProxySettings("http://proxy.test:3128")
+
+
+@pytest.mark.parametrize("first", ["silent", "refused", "mute"])
+def test_addresses_of_a_proxy_share_the_time(monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    sockets = blocking(monkeypatch, first, "silent", b"HTTP/1.1 200 \r\n\r\n", "mute")
+    found: Any = open_tunnel(THROUGH, TARGET, 12.0)
+    assert found.number == 2
+    assert sockets.closed == [0, 1]
+    assert found.timeout == 12.0
+    passed = {"refused": 4.0, "silent": 6.0, "mute": 6.0}[first]
+    assert sockets.now == pytest.approx(passed + 1.7)
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        (b"HTTP/1.1 200 OK\r\n" + b"a" * 900,),
+        ("silent",) * 3,
+        ("mute", OPEN[:-2] + b"a" * 900, "refused"),
+    ],
+)
+def test_an_answer_that_drips_does_not_exceed_the_time(
+    monkeypatch: pytest.MonkeyPatch, addresses: tuple[bytes | str, ...]
+) -> None:
+    sockets = blocking(monkeypatch, *addresses)
+    with pytest.raises(AttemptFailed) as found:
+        open_tunnel(THROUGH, TARGET, 5.0)
+    assert sockets.now <= 5.0 + 1e-6
+    assert "through http://proxy.test:3128: " in found.value.detail
+    assert sockets.closed == sockets.dialed == list(range(len(addresses)))
+
+
+def test_a_rejection_is_final_and_any_other_answer_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets = blocking(monkeypatch, NEEDS + b"Basic\r\n\r\n", OPEN)
+    with pytest.raises(AttemptFailed, match="set `proxy_secret_file`"):
+        open_tunnel(THROUGH, TARGET, 60.0)
+    assert sockets.dialed == sockets.closed == [0]
+    sockets = blocking(monkeypatch, b"HTTP/1.1 502 x\r\n\r\n", OPEN)
+    assert open_tunnel(THROUGH, TARGET, 60.0) is not None
+    assert sockets.closed == [0]
