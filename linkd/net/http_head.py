@@ -64,7 +64,10 @@ def parse_head(raw: bytes) -> HttpHead | None:
         name, colon, value = line.partition(":")
         if not colon or not name or name != name.strip():
             return None
-        headers.setdefault(name.lower(), value.strip())
+        name = name.lower()
+        if name == "content-length" and name in headers:
+            return None  # others may take another one, and the body's end for a request
+        headers.setdefault(name, value.strip())
     return HttpHead(first, headers)
 
 

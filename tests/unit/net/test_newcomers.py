@@ -129,6 +129,8 @@ def test_heads_that_are_none() -> None:
         b"GET / HTTP/1.1\r\nno colon",
         b"GET / HTTP/1.1\r\n: x",
         b"G / H\r\n a: b",
+        b"POST / HTTP/1.1\r\nContent-Length: 0\r\ncontent-length: 5",
+        b"POST / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 0",
     ):
         assert parse_head(raw) is None
 
