@@ -42,6 +42,12 @@ class HttpHead(NamedTuple):
             return None
         return int(text) if int(text) <= most else None
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the sender of a request wants the connection closed behind the answer."""
+        words = self.headers.get("connection", "").lower().split(",")
+        return self.first[2:] != ["HTTP/1.1"] or "close" in (word.strip() for word in words)
+
 
 def has_controls(raw: bytes) -> bool:
     """Return whether a head contains control characters other than tabs and the CRLF of its lines.

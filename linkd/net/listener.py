@@ -131,6 +131,9 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
 
     def processHandshake(self) -> None:
         """Answer POST requests before the upgrade, then let Autobahn upgrade."""
+        if self._ending is not None:
+            self.data = b""
+            return
         limit = self.factory.config.limits.header_bytes
         if self._answering:
             if len(self.data) > limit + MAX_POST_BYTES:
@@ -196,24 +199,28 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
             self.factory.admission.asked(self._slot)
         path = head.first[1]
         if http_head.is_below(path, http_head.TOKEN_PATH):
-            return self._give_nonce()
+            return self._give_nonce(head.is_last)
         special = self.factory.posts.get(path)
         if special is None:
             self._refuse(404, "protocol", "a POST to a path that is not there")
             return False
         self._answering = True
-        special(body, self.host).addCallback(self._post_answered).addErrback(self._post_failed)
+        done = special(body, self.host).addCallback(self._post_answered, head.is_last)
+        done.addErrback(self._post_failed)
         return False
 
-    def _post_answered(self, answer: tuple[int, bytes]) -> None:
+    def _post_answered(self, answer: tuple[int, bytes], is_last: bool) -> None:
         """Send the response of a POST, and process bytes received meanwhile."""
         self._answering = False
         if self._ending is not None or self.state == STATE_CLOSED:
             return
         status, content = answer
         kind = "application/json"
-        self.sendData(http_head.answer(status, content, kind=kind, close=status >= 400))
-        if status < 400:
+        is_last = is_last or status >= 400
+        self.sendData(http_head.answer(status, content, kind=kind, close=is_last))
+        if is_last:
+            self._close_answered()
+        else:
             self.processHandshake()
 
     def _post_failed(self, failure: Failure) -> None:
@@ -234,17 +241,23 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
             self._refuse(wait.code, wait.word, wait.detail, wait.retry_after)
         return wait is not None
 
-    def _give_nonce(self) -> bool:
+    def _close_answered(self) -> None:
+        """Close behind the last answer; what came behind its request is dropped."""
+        self._ending = ("closed", "its last request was answered")
+        self.data = b""
+        self.dropConnection(abort=False)
+
+    def _give_nonce(self, is_last: bool) -> bool:
         nonce = self.factory.nonces.issue(self.clock.seconds(), self.host)
         if nonce is None:
             self._refuse(503, "busy", "too many tokens were asked for from here", NONCE_LIFETIME)
             return False
         body = f'{{"nonce": "{nonce}", "expires_seconds": {NONCE_LIFETIME}}}'.encode()
         # A proxy sends those of several dialers, but none ahead of the answer to another.
-        is_last = self._posts == MAX_POSTS and not self.data
+        is_last = is_last or (self._posts == MAX_POSTS and not self.data)
         self.sendData(http_head.answer(200, body, kind="application/json", close=is_last))
         if is_last:
-            self.dropConnection(abort=False)
+            self._close_answered()
         return not is_last
 
     def onConnect(self, request: Any) -> str:

@@ -88,6 +88,39 @@ def test_its_time_counts_from_the_connection_on(door: Door, first_byte_after: fl
     assert door.clock.getDelayedCalls() == []
 
 
+@pytest.mark.parametrize(
+    ("head", "answers", "closes"),
+    [
+        (b"POST /token HTTP/1.1\r\n", 2, False),
+        (b"POST /token HTTP/1.1\r\nConnection: keep-alive\r\n", 2, False),
+        (b"POST /token HTTP/1.1\r\nConnection: Close\r\n", 1, True),
+        (b"POST /token HTTP/1.1\r\nConnection: x, close\r\n", 1, True),
+        (b"POST /token HTTP/1.0\r\n", 1, True),
+    ],
+)
+def test_a_token_is_the_last_answer_where_the_request_wants_so(
+    door: Door, head: bytes, answers: int, closes: bool
+) -> None:
+    pipe = door.come()
+    pipe.near.write((head + b"Host: h\r\nContent-Length: 0\r\n\r\n") * 2)
+    pipe.run(0.01)
+    heard = pipe.near.protocol.heard
+    assert heard.count(b"HTTP/1.1 200 ") == answers
+    assert heard.count(b"\r\nConnection: close\r\n") == int(closes)
+    assert (door.listener.admission.pending == 0) is closes
+    assert door.lines == []
+
+
+def test_a_request_with_two_lengths_is_refused(door: Door) -> None:
+    pipe = door.come()
+    inner = b"POST /token HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
+    twice = b"Content-Length: 0\r\nContent-Length: %d\r\n\r\n" % len(inner)
+    pipe.near.write(b"POST /token HTTP/1.1\r\nHost: h\r\n" + twice + inner)
+    pipe.run(0.01)
+    assert pipe.near.protocol.heard.startswith(b"HTTP/1.1 400 ")
+    assert pipe.near.protocol.heard.count(b"HTTP/1.1") == 1
+
+
 def test_who_goes_before_its_first_byte_leaves_nothing(door: Door) -> None:
     pipe = door.come()
     pipe.near.abortConnection()
