@@ -141,15 +141,19 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """Return the network of `ADDRESS` or `ADDRESS/BITS`.
+    """Return the network of `ADDRESS` or `ADDRESS/BITS`; one of IPv4 in IPv6 form as IPv4.
 
     Raises:
         ValueError: What was expected and got.
     """
     try:
-        return ipaddress.ip_network(text)
+        network = ipaddress.ip_network(text)
     except ValueError as error:
         raise ValueError(f'expected "ADDRESS" or "ADDRESS/BITS": {error}') from None
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < 96:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
 
 
 def is_loopback(host: str) -> bool:

@@ -31,6 +31,7 @@ from linkd.config import (
     is_loopback,
     load,
     parse_address,
+    parse_network,
     parse_proxy,
     parse_url,
 )
@@ -364,6 +365,22 @@ class TestAddresses:
     )
     def test_an_address_is_parsed(self, text: str, address: tuple[str, int]) -> None:
         assert parse_address(text) == address
+
+    @pytest.mark.parametrize(
+        ("text", "network"),
+        [
+            ("192.0.2.9", "192.0.2.9/32"),
+            ("::ffff:192.0.2.9", "192.0.2.9/32"),
+            ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
+            ("::ffff:0.0.0.0/96", "0.0.0.0/0"),
+            ("::fffe:0:0/95", "::fffe:0:0/95"),
+            ("2001:db8::/120", "2001:db8::/120"),
+        ],
+    )
+    def test_a_network_is_parsed_and_of_ipv4_where_it_means_that(
+        self, text: str, network: str
+    ) -> None:
+        assert str(parse_network(text)) == network
 
     def test_loopback_addresses_are_recognised(self) -> None:
         assert all(map(is_loopback, ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LocalHost."]))
