@@ -79,14 +79,20 @@ def _text(data: bytes) -> ProxyHeader | None:
     found = _LINE.fullmatch(line)
     if found is None:
         raise RemoteProtocolError("its PROXY line is malformed")
-    family, source, _, port, _ = (each.decode() for each in found.groups())
-    try:
-        address = ipaddress.ip_address(source)
-    except ValueError:
-        raise RemoteProtocolError(f"its PROXY line has {source!r} as the source") from None
-    if address.version != int(family[-1]) or int(port) > 65_535:
+    family, source, destination, port, other = (each.decode() for each in found.groups())
+    address, behind = _address(source, "source"), _address(destination, "destination")
+    is_of_family = address.version == behind.version == int(family[-1])
+    if not is_of_family or int(port) > 65_535 or int(other) > 65_535:
         raise RemoteProtocolError("its PROXY line is malformed")
     return ProxyHeader((_plain(address), int(port)), end + 2)
+
+
+def _address(text: str, what: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return one address of a line."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise RemoteProtocolError(f"its PROXY line has {text!r} as the {what}") from None
 
 
 def _binary(data: bytes) -> ProxyHeader | None:
