@@ -252,9 +252,9 @@ LINK_EVENTS = (
         "A connection was closed: bad bytes, a wrong or late hello, an unknown name, a "
         "wrong proof.",
         "If `address` is one of yours, compare names and secrets; otherwise "
-        "block it in the firewall.",
-        fields="claimed close_code",
-        folds="peer reason",
+        "block it in the firewall. With `balancer`: correct the PROXY header that it sends.",
+        fields="claimed close_code balancer",
+        folds="peer reason balancer",
     ),
     error(
         "connection.protocol",

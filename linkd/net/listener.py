@@ -621,8 +621,12 @@ class Listener(ServerFactory):  # type: ignore[misc]
         detail: str,
         claimed: str | None,
         close_code: int | None,
+        balancer: str | None = None,
     ) -> None:
-        """Count and log a connection that was refused before its hello."""
+        """Count and log a connection that was refused before its hello.
+
+        Lines of a listed balancer are repeats only of its own: no stranger's line hides them.
+        """
         if reason == "busy":
             self.turned_away(detail)
             return
@@ -639,6 +643,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
             detail=http_head.printable(detail, 300),
             claimed=claimed,
             close_code=close_code,
+            balancer=balancer,
         )
 
     def log_event(self, level: Level, event: str, **fields: str | int | float | None) -> None:

@@ -107,6 +107,7 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         self._listener = listener
         self._addr = addr
         self._is_proxied = is_proxied
+        self._has_header = False
         self._head = b""
         self._slot: PendingSlot | None = None
         self._since = 0.0
@@ -136,7 +137,9 @@ class Newcomer(_Protocol):  # type: ignore[misc]
             data = self._after_header(data)
         if begins_header(data):
             self._refuse(
-                "it sent a PROXY header, and listen.proxy_protocol does not name its address"
+                "it sent a PROXY header behind the one of its balancer"
+                if self._has_header
+                else "it sent a PROXY header, and listen.proxy_protocol does not name its address"
             )
         elif data and self._listener.sheds(self.host, self._slot):
             self._abort()  # before TLS, which would cost most
@@ -159,7 +162,8 @@ class Newcomer(_Protocol):  # type: ignore[misc]
             return b""
         if header is None:
             return b""
-        data, self._head, self._is_proxied = self._head[header.size :], b"", False
+        data, self._head = self._head[header.size :], b""
+        self._is_proxied, self._has_header = False, True
         self._leave()
         if header.source is not None:
             self._adopt_address(*header.source)
@@ -207,7 +211,8 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         self._abort()
 
     def _count(self, detail: str) -> None:
-        self._listener.refused(self, "protocol", detail, None, None)
+        balancer = self.host if self._is_proxied else None
+        self._listener.refused(self, "protocol", detail, None, None, balancer)
 
     def _abort(self) -> None:
         self._head = b""

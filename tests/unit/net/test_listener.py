@@ -10,6 +10,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.tcp import Port
 
+from linkd.events.observers import RepeatFilter
 from linkd.net.admission import LEAST_STRANGERS
 from linkd.net.listener import Listener
 from linkd.net.newcomers import Newcomer, Newcomers, PacedPort
@@ -283,9 +284,30 @@ def test_a_balancer_without_a_good_header_is_refused(
     [(event, fields)] = balanced.lines
     assert (event, fields["address"]) == ("connection.refused", "192.0.2.1:40000")
     assert detail in fields["detail"]
+    assert fields["balancer"] == HERE.host
     assert balanced.listener.refusals == {"protocol": 1}
     assert balanced.listener.admission.pending == 0
     assert balanced.clock.getDelayedCalls() == []
+
+
+def test_a_strangers_noise_does_not_hide_why_a_balancer_is_refused(
+    balanced: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folding, written = RepeatFilter(), list[Any]()
+
+    def emit(event: str, *_: object, **fields: Any) -> None:
+        written.extend(folding.take(event, fields, balanced.clock.seconds()))
+
+    monkeypatch.setattr("linkd.net.listener.emit", emit)
+    elsewhere = IPv4Address("TCP", "198.51.100.9", 40_000)
+    for _ in range(3):
+        for source in (elsewhere, HERE):
+            far = balanced.newcomers.buildProtocol(source)
+            pipe = Pipe(balanced.clock, Stranger(), far)
+            pipe.near.write(b"PROXY x\r\n")
+            pipe.flow()
+    assert [fields["balancer"] for _, fields in written] == [None, HERE.host]
+    assert "its PROXY line is malformed" in written[1][1]["detail"]
 
 
 def test_a_header_that_ends_early_is_logged(balanced: Door) -> None:
@@ -312,7 +334,7 @@ def test_a_header_from_another_address_is_refused(
     assert pipe.far.aborted
     assert pipe.near.protocol.heard == b""
     [(_, fields)] = door.lines
-    assert fields["address"] == "192.0.2.1:40000"
+    assert (fields["address"], fields["balancer"]) == ("192.0.2.1:40000", None)
     assert "listen.proxy_protocol does not name its address" in fields["detail"]
 
 
@@ -324,8 +346,8 @@ def test_a_client_behind_a_balancer_adds_no_header(balanced: Door, pieces: int) 
         pipe.flow()
     assert pipe.far.aborted
     [(_, fields)] = balanced.lines
-    assert fields["address"] == "203.0.113.7:40000"
-    assert "listen.proxy_protocol does not name its address" in fields["detail"]
+    assert (fields["address"], fields["balancer"]) == ("203.0.113.7:40000", None)
+    assert fields["detail"] == "it sent a PROXY header behind the one of its balancer"
 
 
 def test_after_a_header_the_time_still_counts_from_the_connection_on(balanced: Door) -> None:
@@ -384,3 +406,7 @@ def test_a_reload_changes_the_balancers(balanced: Door) -> None:
     before.configure(settings(listed=("2001:db8::1",)))
     assert before.is_balancer("2001:db8::1")
     assert not before.is_balancer("192.0.2.1")
+    before.configure(settings(listed=("::ffff:192.0.2.9", "::ffff:198.51.100.0/120")))
+    assert before.is_balancer("192.0.2.9")
+    assert before.is_balancer("::ffff:198.51.100.255")
+    assert not before.is_balancer("198.51.101.0")
