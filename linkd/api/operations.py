@@ -337,7 +337,10 @@ async def open_session(api: ApiServer, call: Call) -> Response:
     """Open a cookie session for a token or a key."""
     admitted = call.request.admitted
     value = api.keyring.open_session(call.caller, admitted.patterns)
-    secure = "; Secure" if call.request.isSecure() else ""
+    request = call.request
+    # Behind a proxy that ends TLS: admission took this origin because api.origins lists it.
+    of_tls_page = (request.header("Origin") or "").lower().startswith("https://")
+    secure = "; Secure" if request.isSecure() or of_tls_page else ""
     cookie = (
         f"{COOKIE}={value}; HttpOnly; SameSite=Strict; Path=/;"
         f" Max-Age={math.floor(SESSION_SECONDS)}{secure}"

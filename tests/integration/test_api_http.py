@@ -617,6 +617,26 @@ async def test_pages_of_allowed_origins_may_call(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
+@pytest.mark.parametrize(
+    ("origin", "is_secure"),
+    [("https://app.example", True), ("HTTPS://app.example", True), ("http://app.example", False)],
+)
+async def test_a_session_behind_a_proxy_that_ends_tls_is_for_https_alone(
+    tmp_path: Path, origin: str, is_secure: bool
+) -> None:
+    served = Served(tmp_path, origins=("https://app.example", "http://app.example"))
+    try:
+        given = {"X_Forwarded_Proto": "https"}  # anybody may send it
+        opened = await served.keyed("POST", "/v1/session", **given, Origin=origin)
+        assert opened.status == 204
+        assert opened.headers["set-cookie"].endswith("; Secure") is is_secure
+        without = await served.keyed("POST", "/v1/session", **given)
+        assert "Secure" not in without.headers["set-cookie"]
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
 async def test_no_key_is_required_where_configured(tmp_path: Path) -> None:
     served = Served(tmp_path, require_key=False)
     try:

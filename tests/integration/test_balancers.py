@@ -107,6 +107,25 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
+def has_session(site: Site, hub: Daemon) -> None:
+    """Check that the cookie of a page below a path is for that path and for TLS alone."""
+    token = hub.call("POST", "/v1/token", b"{}")["token"]
+    request = (
+        f"POST /linkd-api/v1/session HTTP/1.1\r\nHost: localhost:{site.front}\r\n"
+        f"Origin: {site.origin}\r\nAuthorization: Bearer {token}\r\n"
+        "Content-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+    with Caller(site.front, wrap=site.wrap()) as caller:
+        caller.line.sendall(request.encode())
+        heard = b""
+        while piece := caller.line.recv(65_536):
+            heard += piece
+    found = re.search(rb"(?i)\r\nset-cookie: (.*)\r\n", heard)
+    assert found is not None, heard
+    said = [word.strip() for word in found[1].decode().split(";")]
+    assert {"Path=/linkd-api/", "Secure", "HttpOnly", "SameSite=Strict"} <= set(said)
+
+
 def carries(edge: Daemon, hub: Daemon, proxy: Proxy) -> None:
     """Check that a link is up, carries, and comes back with what it owed after a cut."""
     edge.wait_up("hub")
@@ -175,6 +194,7 @@ def test_hub_and_api_below_paths_of_a_web_server(
         edge = daemons("edge", site.edge("/linkd/link"))
         carries(edge, hub, proxy)
         has_api(site)
+        has_session(site, hub)
 
 
 def test_nginx_passes_tls_by_name_beside_a_web_server(site: Site, daemons: Start) -> None:
