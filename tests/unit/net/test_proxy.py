@@ -93,6 +93,10 @@ def test_a_malformed_variable_is_refused_and_not_shown(
         ("[2001:db8::7]", "2001:db8::7", True),
         ("[2001:db8::7]:9443", "2001:db8::7", True),
         ("::/0", "10.1.2.3", False),
+        ("*:9443", "hub.example.net", True),
+        ("*:9443", "2001:db8::7", True),
+        ("*:443", "hub.example.net", False),
+        ("fe80::/10", "fe80::1%eth0", True),
     ],
 )
 def test_no_proxy(no_proxy: str, host: str, covered: bool) -> None:
