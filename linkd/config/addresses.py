@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from typing import Literal
 from urllib.parse import urlsplit
@@ -112,6 +113,19 @@ def parse_proxy(text: str) -> ProxyUrl:
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"{expected}: nothing belongs behind the port")
     return ProxyUrl("http" if parts.scheme == "http" else "socks5", host, port)
+
+
+def check_login_path(path: str) -> None:
+    """Check that `proxy_secret_file` is not `USER:PASSWORD` itself.
+
+    Raises:
+        ValueError: It has a colon, and there is no such file. The message does not contain it.
+    """
+    if ":" in path and not os.access(path, os.F_OK):
+        raise ValueError(
+            "expected the path of a file with `USER:PASSWORD` in its first line; there is no such"
+            " file, and what was given is not shown, as it may be a password"
+        )
 
 
 def parse_address(text: str) -> tuple[str, int]:

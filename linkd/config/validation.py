@@ -14,6 +14,7 @@ from msgspec import inspect
 
 from linkd.config.addresses import (
     ENVIRONMENT,
+    check_login_path,
     is_loopback,
     parse_address,
     parse_network,
@@ -501,3 +502,7 @@ def _proxy(peer: PeerSettings, place: tuple[str | int, ...]) -> Iterator[Problem
             parse_proxy(peer.proxy)
         except ValueError as error:
             yield (*place, "proxy"), f'{error}; or "{ENVIRONMENT}"'
+    try:
+        check_login_path(peer.proxy_secret_file or "")
+    except ValueError as error:
+        yield (*place, "proxy_secret_file"), str(error)

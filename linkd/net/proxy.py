@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from linkd.config import ENVIRONMENT, ProxyUrl, Url, parse_proxy
+from linkd.config import ENVIRONMENT, ProxyUrl, Url, check_login_path, parse_proxy
 from linkd.errors import AttemptFailed, ConfigError, FailureKind, Reason
 from linkd.net import http_head
 from linkd.net.auth import read_secret_file
@@ -84,6 +84,10 @@ def load_credentials(path: str) -> Credentials:
             contains any of it.
         Unavailable: It can't be read now; the reason may pass.
     """
+    try:
+        check_login_path(path)
+    except ValueError as error:
+        raise ConfigError(f"the proxy's credentials: {error}") from None
     place, content = read_secret_file(path)
     line = content.split(b"\n", 1)[0].removesuffix(b"\r")
     try:

@@ -276,6 +276,20 @@ def test_check_looks_at_proxies_and_shows_no_password(
     assert "hidden" not in printed.out + printed.err
 
 
+@pytest.mark.parametrize("command", ["check", "check --json", "run", "report -o -"])
+def test_a_password_in_place_of_its_file_is_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    text = (
+        '[node]\nname = "here"\n[[peer]]\nname = "a"\ndial = ["wss://a/"]\nsecret_file = "s"\n'
+        'proxy = "http://proxy.test:1"\nproxy_secret_file = "user:hidden"\n'
+    )
+    main([*command.split(), "-c", str(write(tmp_path / "a.toml", text))])
+    printed = capsys.readouterr()
+    assert 'peer[0].proxy_secret_file ("a"): expected the path' in printed.out + printed.err
+    assert "hidden" not in printed.out + printed.err
+
+
 def test_keys_of_an_api_that_is_not_there_are_not_read() -> None:
     key = ApiKey(name="k", secret_file="/nowhere")
     assert check_files(msgspec.structs.replace(HERE, api=ApiSettings(keys=(key,)))) == []

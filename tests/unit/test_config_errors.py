@@ -109,6 +109,9 @@ BAD: dict[str, tuple[str, str, str]] = {
                                    "this peer has no `dial`"),
     "proxy's secret alone": (NODE + DIALED + 'proxy_secret_file = "p"\n', "peer[0].proxy",
                              "missing: `proxy_secret_file` is for a proxy"),
+    "proxy's login in place of a path": (
+        NODE + DIALED + 'proxy = "http://a:1"\nproxy_secret_file = "me:hidden"\n',
+        "peer[0].proxy_secret_file", "what was given is not shown"),
     "secret_file empty": (NODE + DIALED.replace('"s"', '""'), "peer[0].secret_file", "something"),
     "balancer is a name": (NODE + LISTEN + 'proxy_protocol = ["10.0.0.5", "lb"]\n',
                            "listen.proxy_protocol[1]", 'expected "ADDRESS" or "ADDRESS/BITS"'),
