@@ -113,7 +113,8 @@ def choose_proxy(setting: str | None, target: Url) -> ProxyUrl | None:
             first; none of them where NO_PROXY names the host.
 
     Raises:
-        ConfigError: The setting or the variable is malformed; the message never contains it.
+        ConfigError: The setting or the variable is malformed; the message never contains it. Or
+            the target's address is good on this host only.
     """
     if setting is None:
         return None
@@ -127,6 +128,11 @@ def choose_proxy(setting: str | None, target: Url) -> ProxyUrl | None:
             return None
         name = f"environment variable {name.upper()}_PROXY"
         text = text if "://" in text else f"http://{text}"
+    if "%" in target.host:
+        raise ConfigError(
+            f"{name}: a proxy can't use {target.host}, which is good on this host only: dial a name"
+            " or another address, or dial it without a proxy"
+        )
     try:
         return parse_proxy(text)
     except ValueError as error:
@@ -361,7 +367,7 @@ class SocksHandshake(Handshake):
         self._step = self._connected
         host = self._target.host
         try:
-            address = ip_address(host.partition("%")[0])
+            address = ip_address(host)
             where = (b"\x01" if address.version == 4 else b"\x04") + address.packed
         except ValueError:
             where = b"\x03" + bytes((len(host),)) + host.encode("ascii")

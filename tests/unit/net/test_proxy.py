@@ -103,6 +103,29 @@ def test_no_proxy(no_proxy: str, host: str, covered: bool) -> None:
     assert is_exempt(host, 9443, no_proxy) is covered
 
 
+@pytest.mark.parametrize("setting", ["http://proxy.test:1", "socks5://proxy.test:1", "environment"])
+def test_a_link_local_address_is_not_sent_to_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """Its scope is an interface of this host."""
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.test:1")
+    target = parse_url("wss://[fe80::1%eth0]:9443")
+    with pytest.raises(ConfigError, match="a proxy can't use fe80::1%eth0, which is good on this"):
+        choose_proxy(setting, target)
+    monkeypatch.setenv("NO_PROXY", "fe80::/10")
+    assert choose_proxy("environment", target) is None
+
+
+def test_a_password_in_place_of_the_path_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the path of a file with `USER:PASSWORD`") as error:
+        load_credentials(str(tmp_path / "edge:hidden"))
+    assert "hid" not in str(error.value)
+    path = tmp_path / "a:b"
+    path.write_bytes(b"edge:word")
+    path.chmod(0o600)
+    assert load_credentials(str(path)).user == "edge"
+
+
 def secret(directory: Path, content: bytes) -> str:
     path = directory / "proxy.secret"
     path.write_bytes(content)
