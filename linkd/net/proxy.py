@@ -163,6 +163,8 @@ def _covers(entry: str, host: str, port: int) -> bool:
         name = entry
     elif digits != str(port):
         return False
+    elif name == "*":
+        return True
     name = name.strip("[]").removeprefix("*").strip(".")
     return host == name or host.endswith(f".{name}")
 
@@ -173,8 +175,6 @@ def _covers(entry: str, host: str, port: int) -> bool:
 class Handshake(ABC):
     """The client's side of a proxy's protocol: bytes in, bytes out, until the tunnel is open.
 
-    elif name == "*":
-        return True
     Args:
         target: Where the tunnel leads; the proxy looks the name up.
         credentials: For the proxy, or None.
