@@ -49,6 +49,7 @@ def test_a_first_installation_and_an_upgrade(host: FakeHost) -> None:
     assert host.running() == host.installed() == "2.0"
     assert host.install(Linkd("3.0")).returncode == 0
     assert len(host.releases()) == 2
+    assert host.sh("readlink -e /usr/local/share/man/man1/linkd.1").startswith("/opt/linkd.releases/")
     back = host.install(None, "--back")
     assert last(back) == "install: linkd 2.0 is running"
     assert host.running() == "2.0"

@@ -91,6 +91,9 @@ case "$1 $2" in
     cp "$2/linkd" "$(dirname "$0")/linkd" ;;
 "-c "*version_info*) echo "$0" ;;
 "-c import venv"*) ;;
+"-B "*/packaging/man.py)
+    mkdir -p "$3/man1"
+    echo .TH >"$3/man1/linkd.1" ;;
 "-c "*) exec /usr/bin/python3 "$@" ;;
 *) exec sh "$@" ;;
 esac

@@ -195,7 +195,7 @@ class World:
         self.warnings += 1
 
     def exchange(
-        self, url: Url, trusting: Any, ask: Callable[[bytes], Any], answer: Any
+        self, url: Url, trusting: Any, ask: Callable[[bytes], Any], answer: Any, proxy: Any
     ) -> tuple[Any, bytes]:
         """Post to the hub as `joining` does, over a verified handshake where it verifies."""
         if not self.hub_is_on or trusting is None:
