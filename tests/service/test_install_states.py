@@ -49,7 +49,9 @@ def test_a_first_installation_and_an_upgrade(host: FakeHost) -> None:
     assert host.running() == host.installed() == "2.0"
     assert host.install(Linkd("3.0")).returncode == 0
     assert len(host.releases()) == 2
-    assert host.sh("readlink -e /usr/local/share/man/man1/linkd.1").startswith("/opt/linkd.releases/")
+    assert host.sh("readlink -e /usr/local/share/man/man1/linkd.1").startswith(
+        "/opt/linkd.releases/"
+    )
     back = host.install(None, "--back")
     assert last(back) == "install: linkd 2.0 is running"
     assert host.running() == "2.0"
@@ -186,7 +188,7 @@ def test_a_second_one_is_refused_with_the_first_one_s_process(node: FakeHost) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1, 110, 10))
+@pytest.mark.parametrize("first", range(1, 120, 10))
 @pytest.mark.parametrize("run", ["ready", "dies"])
 def test_killed_at_every_step(node: FakeHost, run: str, first: int) -> None:
     """After kill -9 at its n-th command the old or the new version runs, without another run."""
@@ -204,7 +206,7 @@ def test_killed_at_every_step(node: FakeHost, run: str, first: int) -> None:
         assert "pending" not in node.releases(), said
         if killed is None:
             break
-    assert first < 101 or killed is None, "there are more steps than are tried"
+    assert first < 111 or killed is None, "there are more steps than are tried"
     assert node.install(Linkd("3.0", format=2)).returncode == 0
     assert node.running() == node.installed() == "3.0"
     assert len(node.releases()) == 2

@@ -185,7 +185,7 @@ class FakeHost(Namespace):
             f"mount -t tmpfs tmpfs {etc}; mkdir {etc}/up {etc}/work\n"
             f"mount -t overlay overlay -o lowerdir=/etc,upperdir={etc}/up,workdir={etc}/work /etc\n"
             "for d in /opt /run /usr/local/bin /var/lib; do\n"
-            "mount -t tmpfs -o mode=755,size=64m tmpfs $d; done\n"
+            "mount -t tmpfs -o mode=755,size=128m tmpfs $d; done\n"
             # The machine that runs the tests may have the user.
             "sed -i /^linkd:/d /etc/passwd /etc/group /etc/shadow /etc/gshadow || true\n"
             "mkdir -p /run/systemd/system /run/fake\n"
