@@ -476,6 +476,7 @@ def test_a_page_shows_and_sends_notices_over_a_kill(pair: Pair, pages: Pages) ->
     with site(pair) as server:
         server.wait_line("http")
         pages.open("notices", f"http://127.0.0.1:{PAGE_PORT}/")
+        pages.until("notices", "!document.querySelector('#sign-in').hidden")
         pages.run("notices", SIGN_IN)
         pages.until("notices", "!document.querySelector('#send button').disabled")
         send = "document.querySelector('#send').requestSubmit()"

@@ -42,3 +42,4 @@ find("#sign-in").addEventListener("submit", async (event) => {
   event.target.hidden = true;
   start();
 });
+find("#sign-in").hidden = false; // not before: the browser itself would submit it, with the password in the URL
