@@ -296,7 +296,7 @@ def test_a_release_that_a_process_uses_is_not_removed(node: FakeHost) -> None:
 
 
 def test_a_full_disk_changes_nothing(node: FakeHost) -> None:
-    node.sh("head -c 100M /dev/zero >/opt/fill || true")
+    node.sh("head -c 1G /dev/zero >/opt/fill || true")
     done = node.install(NEW)
     assert done.returncode == 1
     assert last(done).endswith("install: nothing was changed, linkd 1.0 is running")
