@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from inspect import cleandoc
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -290,6 +291,8 @@ def _without_null(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     node = {key: _without_null(item) for key, item in node.items()}
+    if isinstance(node.get("description"), str):  # a docstring: indented before Python 3.13
+        node["description"] = cleandoc(node["description"])
     if isinstance(node.get("default"), dict) or node.get("default", "") is None:
         del node["default"]
     if node.get("type") == "object":

@@ -433,7 +433,7 @@ def test_a_django_view_gives_tokens_to_who_signed_in(pair: Pair, tmp_path: Path)
         )  # fmt: skip
     command = [*app, "runserver", "--noreload", str(port)]
     with Program(*command, daemon=None, **environment) as server:
-        server.wait_line("Starting development server")
+        server.wait_line("Starting ")
         browser = Browser(port)
         until(lambda: _answers(browser))
         status, body = browser.ask("/sign-in")
