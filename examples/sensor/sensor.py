@@ -30,7 +30,7 @@ def read() -> float:
 async def publish(node: Node, count: int) -> None:
     """Publish one reading, live; each `KEEP_EVERY`th one also durable, with a time to live."""
     reading = {"celsius": read(), "count": count}
-    # `live` is volatile (channels.toml): who is connected gets it, nobody gets it later.
+    # `live` is volatile (channels.toml): sent to whoever is connected, never stored.
     await node.publish("telemetry.live.oven", reading)
     if count % KEEP_EVERY == 0:
         # On disk here, and sent after an outage of the link, unless it is older than that by then.
