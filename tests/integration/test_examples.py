@@ -186,6 +186,7 @@ def test_a_biller_waits_for_its_database(pair: Pair, tmp_path: Path) -> None:
         lock.execute("COMMIT")
         lock.close()
         bill.wait_line("billed 6000")
+        assert not [line for line in bill.lines if "put aside" in line and "locked" in line]
 
 
 def test_orders_wait_while_the_log_is_full(tmp_path: Path) -> None:
