@@ -321,6 +321,7 @@ def test_everything_else_answers(daemon: Daemon) -> None:
         assert done.stdout
 
 
+@pytest.mark.timing
 def test_it_starts_fast(daemon: Daemon) -> None:
     """The best of a few whole processes takes at most 150 ms, less what it waits for a processor.
 
