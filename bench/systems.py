@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from linkd import __version__
 from linkd.drill.testbed import free_port
+from linkd.version import VERSION
 
 SECRET = "a secret of the benchmark, long enough for linkd"
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -209,7 +209,7 @@ class Linkd(System):
 
     @classmethod
     def version(cls) -> str | None:
-        return f"linkd {__version__}"
+        return f"linkd {VERSION}"
 
     def _run(self, name: str, port: int, rest: str) -> Process:
         """Start a node."""

@@ -21,7 +21,6 @@ from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-import linkd
 from linkd import events
 from linkd.clock import wall
 from linkd.config import Change, Config, apply_live, changes, files, load
@@ -33,6 +32,7 @@ from linkd.pairing import prepare
 from linkd.preflight import check_files
 from linkd.reactor import install as install_reactor
 from linkd.systemd import LoopWatch, ServiceManager
+from linkd.version import VERSION
 
 if TYPE_CHECKING:
     from linkd.app import Application
@@ -440,7 +440,7 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], installed: Install
     ).start()
     threading.excepthook = partial(_thread_died, reactor, daemon)
     name, state = config.node.name, config.node.state_dir
-    events.emit("node.starting", node=name, version=linkd.__version__, state_dir=state)
+    events.emit("node.starting", node=name, version=VERSION, state_dir=state)
     assembly = Application(config, paths()[0].parent / "linkd.d", reactor, daemon.reload)
     flushing = LoopingCall(installed.observer.flush)
     flushing.clock = reactor

@@ -16,10 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from docs.generate import CONFIGURATION, settings
-from linkd import __version__
 from linkd.cli import COMMANDS, GROUPS
 from linkd.cli.completion import about, parsers
 from linkd.cli.options import EXAMPLES
+from linkd.version import VERSION
 
 EXITS = (
     ("0", "success"),
@@ -84,7 +84,7 @@ def entry(name: str, meaning: str) -> Iterator[str]:
 def page(name: str, section: int, line: str) -> Iterator[str]:
     """Yield the head of a page."""
     kind = "User Commands" if section == 1 else "File Formats"
-    yield f'.TH {escaped(name).upper()} {section} "" "linkd {__version__}" "{kind}"'
+    yield f'.TH {escaped(name).upper()} {section} "" "linkd {VERSION}" "{kind}"'
     yield from (".SH NAME", f"{escaped(name)} \\- {escaped(line)}")
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-import linkd
 from linkd.api import operations, publish, read
 from linkd.api.call import Call, unquoted
 from linkd.api.errors import ERRORS, ApiError
@@ -18,6 +17,7 @@ from linkd.config.settings import CONSUMER_NAME_PATTERN, NAME_PATTERN
 from linkd.protocol.channels import CHANNEL_PATTERN, CHANNELS_PATTERN
 from linkd.protocol.records import HEADER_VALUE_PATTERN
 from linkd.status import Availability, Event, LinkHistory, NodeStatus, Outage
+from linkd.version import VERSION
 
 if TYPE_CHECKING:
     from linkd.api.server import ApiServer
@@ -663,7 +663,7 @@ def describe() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "linkd",
-            "version": linkd.__version__,
+            "version": VERSION,
             "description": "The local API of one linkd node.",
         },
         "paths": paths,

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import linkd
 from linkd.api.auth import Caller
 from linkd.api.call import lasting_consumer
 from linkd.api.errors import ApiError, refusal_of
@@ -20,6 +19,7 @@ from linkd.net.timers import at_iteration_end
 from linkd.protocol import client
 from linkd.protocol.records import Batch
 from linkd.status import LinkStatus
+from linkd.version import VERSION
 
 if TYPE_CHECKING:
     from linkd.api.server import ApiServer
@@ -258,7 +258,7 @@ class StreamSession(ClientSession):
             client.Opened(
                 self._version,
                 node.name,
-                f"linkd {linkd.__version__}",
+                f"linkd {VERSION}",
                 node.log.id,
                 node.log.next,
                 node.config.log.max_body_bytes,

@@ -9,7 +9,6 @@ from operator import attrgetter
 from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
 
-import linkd
 from linkd.api.access import close_of
 from linkd.api.auth import Caller
 from linkd.api.bodies import to_json
@@ -42,6 +41,7 @@ from linkd.protocol.records import (
     encode_records,
 )
 from linkd.status import LinkStatus
+from linkd.version import VERSION
 
 if TYPE_CHECKING:
     from linkd.api.server import ApiServer
@@ -239,7 +239,7 @@ class TextSession(ClientSession):
         node = self.api.node
         more: dict[str, Any] = {
             "node": node.name,
-            "version": linkd.__version__,
+            "version": VERSION,
             "log": node.log.id,
             "epoch": node.log.epoch,
             "next": node.log.next,

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from linkd import __version__
 from linkd.cli import exits
 from linkd.cli.exits import CommandError, ReaderGone
 from linkd.cli.options import StrictParser, add_socket
 from linkd.client.errors import NoDaemon, TimedOut
 from linkd.errors import ConfigError, LinkdError
+from linkd.version import VERSION
 
 __all__ = ["main"]
 
@@ -161,7 +161,7 @@ def _unknown(command: str) -> str:
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """Return a parser that knows `command` in full and the others by name."""
     parser = StrictParser(prog="linkd", description="A resilient link between servers.")
-    parser.add_argument("--version", action="version", version=f"linkd {__version__}")
+    parser.add_argument("--version", action="version", version=f"linkd {VERSION}")
     add_socket(parser)
     subparsers = parser.add_subparsers(
         metavar="COMMAND", dest="command", required=True, parser_class=StrictParser

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any, Final
 
-from linkd import __version__
 from linkd.cli import exits, http
 from linkd.cli.exits import CommandError
 from linkd.cli.options import add_socket, configuration
 from linkd.errors import ConfigError, LinkdError, Unavailable
+from linkd.version import VERSION
 
 PACKAGES: Final = ("Twisted", "autobahn", "msgspec", "cryptography", "pyOpenSSL", "zstandard")
 
@@ -89,7 +89,7 @@ def _content(part: Callable[[], str]) -> str:
 
 
 def _versions() -> str:
-    lines = [f"linkd {__version__}", f"Python {sys.version}", platform.platform()]
+    lines = [f"linkd {VERSION}", f"Python {sys.version}", platform.platform()]
     for package in PACKAGES:
         try:
             lines.append(f"{package} {metadata.version(package)}")

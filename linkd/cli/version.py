@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from linkd import __version__
+from linkd.version import VERSION
 
 
 def add(subparsers: Any) -> None:
@@ -21,5 +21,5 @@ def add(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the version of this installation; needs no daemon."""
-    print(f'{{"version":"{__version__}"}}' if arguments.json else f"linkd {__version__}")
+    print(f'{{"version":"{VERSION}"}}' if arguments.json else f"linkd {VERSION}")
     return 0

@@ -10,13 +10,13 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from linkd import __version__
 from linkd.client.errors import ClientError, Closed, NoDaemon, Refused, Replaced
 from linkd.client.options import REJECTED, Address, ConnectSettings, Key, Observable, State, Status
 from linkd.client.session import DaemonSession
 from linkd.client.websocket import WebSocket
 from linkd.errors import LinkdError
 from linkd.protocol.client import SUBPROTOCOL
+from linkd.version import VERSION
 
 
 class Loop(Protocol):
@@ -114,7 +114,7 @@ async def bearer(key: Key | None, cancelled: type[BaseException]) -> dict[str, s
     Raises:
         NoDaemon: The application's function raised, or did not return a key.
     """
-    headers = {"User-Agent": f"linkd-python/{__version__}"}
+    headers = {"User-Agent": f"linkd-python/{VERSION}"}
     try:
         given = key() if callable(key) else key
         if inspect.isawaitable(given):

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import msgspec
 
-from linkd import __version__
 from linkd.client.errors import NoDaemon, Refused, TimedOut
 from linkd.client.publisher import DEFAULT_BYTES, Batcher, InFlightPublishes
 from linkd.client.subscription import DEFAULT_WINDOW, Done, SubscriptionState
@@ -22,6 +21,7 @@ from linkd.errors import BodyTooLarge, ChannelRefused, LinkdError
 from linkd.protocol import client
 from linkd.protocol.channels import check_channel, is_pattern
 from linkd.protocol.client import FromClient
+from linkd.version import VERSION
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """No daemon takes a larger body: a message of the stream holds no more."""
@@ -73,7 +73,7 @@ class DaemonSession:
         self.on_open: Callable[[], None] = _nothing
         self.on_links: Callable[[dict[str, str]], None] = _ignore
         self.last_failure: LinkdError | None = None
-        software = f"linkd-python {__version__}"
+        software = f"linkd-python {VERSION}"
         self._hello = client.checked(client.Open(client.VERSION, producer, software, run))
         self._max_bytes = max_bytes
         self._log = ""

@@ -13,7 +13,6 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 
-import linkd
 from linkd import events
 from linkd.clock import wall
 from linkd.config import Config, PeerSettings
@@ -45,6 +44,7 @@ from linkd.status import (
     NodeStatus,
     Outage,
 )
+from linkd.version import VERSION
 
 
 def resync(node: str, log: Log, driver: LinkDriver, confirmed: bool) -> Deferred[str]:
@@ -137,7 +137,7 @@ class Node:
         rng: Random,
     ) -> None:
         self.name = config.node.name
-        self.software = f"linkd {linkd.__version__}"
+        self.software = f"linkd {VERSION}"
         self.config = config
         self.log = log = stores.log
         self.clock = clock
@@ -379,7 +379,7 @@ class Node:
             links = [self._link_status(driver) for driver in self.links.drivers.values()]
         return NodeStatus(
             node=self.name,
-            version=linkd.__version__,
+            version=VERSION,
             uptime_seconds=self.clock.seconds() - self._began,
             log=LogStatus(
                 log.id,

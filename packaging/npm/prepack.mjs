@@ -3,7 +3,7 @@ import { copyFileSync, readFileSync } from "node:fs";
 
 const here = (path) => new URL(path, import.meta.url);
 const { version } = JSON.parse(readFileSync(here("package.json"), "utf8"));
-const [, linkd] = readFileSync(here("../../linkd/__init__.py"), "utf8").match(/^__version__ = "(.+)"$/m);
+const [, linkd] = readFileSync(here("../../linkd/version.py"), "utf8").match(/^VERSION = "(.+)"$/m);
 if (version !== linkd) throw new Error(`package.json: expected the version of linkd, ${linkd}, got ${version}`);
 
 for (const name of ["linkd.js", "linkd.d.ts"]) copyFileSync(here(`../../linkd/api/dashboard/${name}`), here(name));

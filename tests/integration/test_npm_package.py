@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import linkd
 from linkd.drill.testbed import free_port
+from linkd.version import VERSION
 from tests.support.daemon import Daemon
 from tests.support.needs import lacking, need
 
@@ -65,11 +65,11 @@ def installed(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_version_is_the_one_of_linkd() -> None:
-    assert json.loads((PACKAGE / "package.json").read_text())["version"] == linkd.__version__
+    assert json.loads((PACKAGE / "package.json").read_text())["version"] == VERSION
 
 
 def test_the_tarball_has_what_a_node_serves_and_nothing_else(tarball: Path) -> None:
-    assert tarball.name == f"linkd-client-{linkd.__version__}.tgz"
+    assert tarball.name == f"linkd-client-{VERSION}.tgz"
     with tarfile.open(tarball) as packed:
         content = {
             name.removeprefix("package/"): file.read()

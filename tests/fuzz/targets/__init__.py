@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
-import linkd
+import linkd.protocol
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 
@@ -42,7 +42,7 @@ def load(name: str) -> Target:
 
 def beside(name: str) -> list[str]:
     """Return the modules of linkd in which a target looks for nothing."""
-    root = Path(linkd.__file__).parent
+    root = Path(linkd.protocol.__file__).parents[1]
     found = []
     for path in root.rglob("*.py"):
         parts = path.relative_to(root.parent).with_suffix("").parts

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from linkd import __version__
 from linkd.client.aio import AsyncioLoop, AsyncioWire
 from linkd.client.connection import bearer
 from linkd.client.errors import (
@@ -32,6 +31,7 @@ from linkd.protocol.client import Published
 from linkd.protocol.peer import EpochStart
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, encode_records
 from linkd.protocol.records import EncodedRecord as Encoded
+from linkd.version import VERSION
 from tests.support.stream_daemon import LINK
 
 
@@ -438,9 +438,7 @@ def test_numbers_begin_above_those_that_the_daemon_has_of_the_producer() -> None
     settled: list[Published | LinkdError] = []
     session.flight.add("a", 1, b"x", settled.append)
     session.connected()
-    assert frames(session)[0] == client.Open(
-        client.VERSION, "p", f"linkd-python {__version__}", "r"
-    )
+    assert frames(session)[0] == client.Open(client.VERSION, "p", f"linkd-python {VERSION}", "r")
     tell(session, opened_above(7))
     _, sent = frames(session)
     assert isinstance(sent, client.Publish)

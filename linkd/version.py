@@ -1,0 +1,3 @@
+"""The version of linkd, also that of its packages."""
+
+VERSION = "0.1.0"
