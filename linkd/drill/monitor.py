@@ -14,15 +14,11 @@ import msgspec
 
 from linkd.client.errors import ClientError, NoDaemon, Refused
 from linkd.client.http import call, expect
-from linkd.status import Event, LinkStatus, NodeStatus, Outage
+from linkd.status import LinkStatus, NodeStatus, Outage
 
 ANSWER_SECONDS: Final = 2.0
 
 T = TypeVar("T")
-
-
-class _Events(msgspec.Struct, frozen=True):
-    events: list[Event]
 
 
 class _Outages(msgspec.Struct, frozen=True):
@@ -46,10 +42,6 @@ class DaemonClient:
     def link(self, peer: str) -> LinkStatus | None:
         """Return the status of its link to a peer, if it has one; raise ClientError."""
         return next((link for link in self.status().links if link.peer == peer), None)
-
-    def events(self) -> list[Event]:
-        """Return the changes that it remembers of this run, oldest first; raise ClientError."""
-        return self._get("/v1/events", _Events).events
 
     def outages(self, peer: str) -> list[Outage]:
         """Return the outages of its link to a peer, oldest first; raise ClientError."""
@@ -249,7 +241,6 @@ class LinkMonitor:
         self._peer = peer
         self._ended = threading.Event()
         self._known = self._recorded() or []
-        self._first = self._last_event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"watch {name}")
 
     def start(self) -> None:
@@ -278,32 +269,10 @@ class LinkMonitor:
         known = {one.began for one in self._known}
         return [one for one in self._recorded() or [] if one.began not in known]
 
-    def falls(self) -> int:
-        """Return how often the link has left `up` since this watch was made, by the events."""
-        try:
-            events = self._daemon.events()
-        except ClientError:
-            return 0
-        since = 0 if self._restarted else self._first
-        return sum(
-            event.peer == self._peer and event.old == "up" and event.number > since
-            for event in events
-        )
-
-    @property
-    def _restarted(self) -> bool:
-        return any(span.state == GONE for span in self.spans)
-
     def _recorded(self) -> list[Outage] | None:
         with contextlib.suppress(ClientError):
             return self._daemon.outages(self._peer)
         return None
-
-    def _last_event(self) -> int:
-        with contextlib.suppress(ClientError):
-            events = self._daemon.events()
-            return events[-1].number if events else 0
-        return 0
 
     def _run(self) -> None:
         while not self._ended.wait(EVERY_SECONDS):
@@ -325,11 +294,9 @@ class LinkMonitor:
         if link.state != "up":
             self.reasons.update(filter(None, (link.reason, link.attempt_reason)))
         began = asked - link.since_seconds if link.state == "up" else asked
-        self._note(link.state, max(began, self._from(asked)), now)
-
-    def _from(self, asked: float) -> float:
-        """Return the earliest time at which a newly seen state can have begun."""
-        return self.spans[-1].began if self.spans else asked
+        # A newly seen state can't have begun before the last one.
+        earliest = self.spans[-1].began if self.spans else asked
+        self._note(link.state, max(began, earliest), now)
 
     def _note(self, state: str, began: float, now: float) -> None:
         """Extend the last span, or start another when the state began."""
