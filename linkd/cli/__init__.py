@@ -48,8 +48,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command: its module in `linkd.cli`, and one line of help.
 
-A module has `add(subparsers)`, which adds its parser and sets `run`, a function of the parsed
-arguments that returns the exit code.
+A module has `add(parser)`, which adds description, arguments and options, and `run(arguments)`,
+which returns the exit code.
 """
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command is not None and command not in COMMANDS:
             raise CommandError(exits.USAGE, _unknown(command))
         arguments = _parser(command).parse_args(words)
-        code = int(arguments.run(arguments))
+        code = int(_loaded(arguments.command).run(arguments))
         sys.stdout.flush()
         return code
     except (BrokenPipeError, ReaderGone):
@@ -166,23 +166,21 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         metavar="COMMAND", dest="command", required=True, parser_class=StrictParser
     )
-    wanted = COMMANDS[command][0] if command in COMMANDS else None
-    if wanted is not None:
-        _loaded(wanted).add(subparsers)
-    for name, (module, line) in COMMANDS.items():
-        if module != wanted:
-            subparsers.add_parser(name, help=line)
+    for name, (_, line) in COMMANDS.items():
+        below = subparsers.add_parser(name, help=line)
+        if name == command:
+            _loaded(name).add(below)
     return parser
 
 
-def _loaded(module: str) -> ModuleType:
+def _loaded(command: str) -> ModuleType:
     """Import a command's module; a ^C meanwhile takes effect afterwards.
 
     A ^C while an extension module is being loaded can crash the process.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return importlib.import_module(f"linkd.cli.{module}")
+        return importlib.import_module(f"linkd.cli.{COMMANDS[command][0]}")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -23,18 +23,15 @@ from linkd.errors import ConfigError, Unavailable
 from linkd.status import CertificateStatus
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "check",
-        help="check the configuration and show what is in force",
-        description="Check the configuration and every file that it names, and print what is in"
-        " force, defaults too. Exit code 2 and one line for each error where something is wrong.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Check the configuration and every file that it names, and print what is in"
+        " force, defaults too. Exit code 2 and one line for each error where something is wrong."
     )
     add_config(parser)
     parser.add_argument("--json", action="store_true", help="print it as one object")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing if all is well")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from linkd.cli import exits
 from linkd.cli.exits import CommandError
@@ -126,20 +126,17 @@ class Command(NamedTuple):
     """The words that may follow, `("peers",)` for the names of peers, or none."""
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "completion",
-        help="print what bash, zsh or fish needs to complete commands",
-        description="Print a script that completes commands, options and the names of peers. Its"
-        " first lines show where it belongs.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Print a script that completes commands, options and the names of peers. Its"
+        " first lines show where it belongs."
     )
     add_socket(parser)
     parser.add_argument(
         "shell", nargs="?", choices=("bash", "zsh", "fish"), help="the shell that reads the script"
     )
     parser.add_argument("--peers", action="store_true", help="print the names of all peers")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -255,8 +252,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     from linkd.cli.options import StrictParser  # noqa: PLC0415
 
     subparsers = StrictParser(prog="linkd").add_subparsers(parser_class=StrictParser)
-    for module in sorted({module for module, _ in COMMANDS.values()}):
-        importlib.import_module(f"linkd.cli.{module}").add(subparsers)
+    for name, (module, _) in COMMANDS.items():
+        importlib.import_module(f"linkd.cli.{module}").add(subparsers.add_parser(name))
     return dict(subparsers.choices)
 
 

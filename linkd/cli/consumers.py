@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -13,15 +12,13 @@ from linkd.cli.options import add_socket
 from linkd.cli.output import cut, json_text, number, table
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "consumers",
-        help="list, delete or move named consumers",
-        description="List the named consumers as OWNER/NAME: the next offset that each wants, how"
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "List the named consumers as OWNER/NAME: the next offset that each wants, how"
         " many records of its patterns it has yet to read, and how many offsets of all channels"
         " there are up to the log's end. The owner is the key that has the name, or `socket`;"
-        " a NAME without an owner is the socket's.",
+        " a NAME without an owner is the socket's."
     )
     add_socket(parser)
     change = parser.add_mutually_exclusive_group()
@@ -36,7 +33,6 @@ def add(subparsers: Any) -> None:
         " calls with a key from now on",
     )
     parser.add_argument("--json", action="store_true", help="print one object a line")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -22,15 +22,13 @@ CLOSE_SECONDS: Final = 5.0
 """Seconds for the links to close once they end; a peer that does not answer is cut after 3 s."""
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "drain",
-        help="end all links ahead of a restart or maintenance",
-        description="Take no new links, exchange the acknowledgements that are owed, end all links"
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Take no new links, exchange the acknowledgements that are owed, end all links"
         " with a time to come back, and wait until they are gone. /readyz answers 503 meanwhile;"
         " the API works as before, and what is published waits in the log. The node drains until"
-        " --undo or a restart. Exit: 0 all links are gone, 5 some are left.",
+        " --undo or a restart. Exit: 0 all links are gone, 5 some are left."
     )
     add_socket(parser)
     parser.add_argument(
@@ -50,7 +48,6 @@ def add(subparsers: Any) -> None:
         " tries the next one at once",
     )
     parser.add_argument("--undo", action="store_true", help="take links again")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -59,16 +59,14 @@ being drilled already, 130 interrupted.
 """
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "drill",
-        help="inject a fault and judge the outcome",
-        description="On a running pair: linkd drill blackhole|oneway|reset --peer NAME.\n"
-        "On a throw-away pair on this machine: linkd drill --lab [NAME ...].",
-        epilog=_EXITS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "On a running pair: linkd drill blackhole|oneway|reset --peer NAME.\n"
+        "On a throw-away pair on this machine: linkd drill --lab [NAME ...]."
     )
+    parser.epilog = _EXITS
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_socket(parser)
     parser.add_argument("names", nargs="*", metavar="NAME", help="the drill; --list names them")
     parser.add_argument("--lab", action="store_true", help="on a throw-away pair; default: all")
@@ -98,7 +96,6 @@ def add(subparsers: Any) -> None:
         help="with --lab: print status, outages and log lines of both nodes as it goes",
     )
     parser.add_argument("--json", action="store_true", help="one report a line")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

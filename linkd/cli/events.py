@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -30,20 +30,17 @@ class _Page(msgspec.Struct, frozen=True):
     next: int = 1
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "events",
-        help="changes of links",
-        description="Print the changes of links, the last 10,000, oldest first. The attempts of one"
-        " outage that had the same result are one line.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Print the changes of links, the last 10,000, oldest first. The attempts of one"
+        " outage that had the same result are one line."
     )
     add_socket(parser)
     parser.add_argument(
         "--follow", "-f", action="store_true", help="go on with each change as it happens"
     )
     parser.add_argument("--json", action="store_true", help="print one object a line")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from linkd.cli import exits, http
 from linkd.cli.options import add_socket
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "kick",
-        help="have a link try again at once",
-        description="Have the link to a peer try again at once, whatever its delay. A link that is"
-        " up is left alone.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Have the link to a peer try again at once, whatever its delay. A link that is"
+        " up is left alone."
     )
     add_socket(parser)
     parser.add_argument("peer", metavar="PEER", help="whose link")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,13 +21,9 @@ if TYPE_CHECKING:
     from linkd.log.inspect import Stat, Verified
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser with its three verbs."""
-    parser = subparsers.add_parser(
-        "log",
-        help="look into the log, verify it, trim it",
-        description="Look into the node's log, verify it, trim it.",
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = "Look into the node's log, verify it, trim it."
     verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
     stat = verbs.add_parser(
         "stat",
@@ -56,11 +52,15 @@ def add(subparsers: Any) -> None:
     trim.add_argument(
         "--yes", action="store_true", help="do it; without it only print what would be done"
     )
-    for verb, function in ((stat, _stat), (verify, _verify), (trim, _trim)):
+    for verb in (stat, verify, trim):
         add_socket(verb)
-        verb.set_defaults(run=function)
     for offline in (stat, verify):
         offline.add_argument("--dir", metavar="DIR", help="the log's directory, read as files")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out one of the three verbs."""
+    return {"stat": _stat, "verify": _verify, "trim": _trim}[arguments.verb](arguments)
 
 
 def _offset(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlencode
 
 import msgspec
@@ -25,13 +25,11 @@ class _Page(msgspec.Struct, frozen=True):
     availability: list[Availability] = []
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "outages",
-        help="every outage: noticed after, down for, why; availability",
-        description="Print every outage, oldest first, and the share of the last hour, day, week"
-        " and month in which each link was up, of the time in which that was measured.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Print every outage, oldest first, and the share of the last hour, day, week"
+        " and month in which each link was up, of the time in which that was measured."
     )
     add_socket(parser)
     parser.add_argument("peer", nargs="?", metavar="PEER", help="only this link")
@@ -51,7 +49,6 @@ def add(subparsers: Any) -> None:
         help="leave out planned ones: a restart, reload or upgrade of either end",
     )
     parser.add_argument("--json", action="store_true", help="print one object a line")
-    parser.set_defaults(run=run)
 
 
 def span(text: str) -> float:

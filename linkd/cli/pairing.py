@@ -25,107 +25,97 @@ _PREFIX: Final = "/v1/pairing"
 _POLL_SECONDS: Final = 0.25
 
 
-def add(subparsers: Any) -> None:
-    """Add the four commands' parsers."""
-    _add_invite(subparsers)
-    _add_join(subparsers)
-    _add_peers(subparsers)
-    _add_revoke(subparsers)
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add description, arguments and options of one of the four commands."""
+    {
+        "linkd invite": _add_invite,
+        "linkd join": _add_join,
+        "linkd peers": _add_peers,
+        "linkd revoke": _add_revoke,
+    }[parser.prog](parser)
 
 
-def _add_invite(subparsers: Any) -> None:
-    invite = subparsers.add_parser(
-        "invite",
-        help="make a code that lets another node join",
-        description="Make a code with which another node joins this one: good for ten minutes,"
-        " once.",
+def _add_invite(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make a code with which another node joins this one: good for ten minutes, once."
     )
-    add_socket(invite)
-    invite.add_argument("name", metavar="NAME", help="the other node's `node.name`")
-    invite.add_argument("--address", metavar="HOST[:PORT]", help="where it reaches this node")
-    invite.add_argument(
+    add_socket(parser)
+    parser.add_argument("name", metavar="NAME", help="the other node's `node.name`")
+    parser.add_argument("--address", metavar="HOST[:PORT]", help="where it reaches this node")
+    parser.add_argument(
         "--send",
         metavar="PATTERN",
         nargs="+",
         help="channels that this node sends to it (default: as in its [[peer]], or NAME.>)",
     )
-    invite.add_argument(
+    parser.add_argument(
         "--receive",
         metavar="PATTERN",
         nargs="+",
         help="channels that this node takes from it (default: as in its [[peer]], or >)",
     )
-    invite.add_argument(
+    parser.add_argument(
         "--relay",
         action="store_true",
         help="a gateway: it may pass on what began at other nodes",
     )
-    invite.add_argument("--json", action="store_true", help="print an object")
-    invite.set_defaults(run=_invite)
+    parser.add_argument("--json", action="store_true", help="print an object")
 
 
-def _add_join(subparsers: Any) -> None:
-    join = subparsers.add_parser(
-        "join",
-        help="join a node by its code",
-        description="Join the node that made the code: fetch a certificate, write the [[peer]] into"
-        " linkd.d, have the daemon reload, and report the first `up`.",
+def _add_join(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Join the node that made the code: fetch a certificate, write the [[peer]] into"
+        " linkd.d, have the daemon reload, and report the first `up`."
     )
-    add_socket(join)
-    join.add_argument(
+    add_socket(parser)
+    parser.add_argument(
         "code", metavar="CODE", nargs="+", help="what `linkd invite` printed; - reads it"
     )
-    join.add_argument(
+    parser.add_argument(
         "--timeout", type=wait_seconds, default=30.0, metavar="S", help="wait so long for `up` (30)"
     )
-    join.add_argument(
+    parser.add_argument(
         "--proxy",
         metavar="URL",
         help="reach the node through a proxy, http://HOST:PORT, socks5://HOST:PORT or environment;"
         " the new [[peer]] names it too",
     )
-    join.add_argument(
+    parser.add_argument(
         "--proxy-secret-file",
         metavar="FILE",
         type=os.path.abspath,
         help="file whose first line is USER:PASSWORD for the proxy",
     )
-    join.set_defaults(run=_join)
 
 
-def _add_peers(subparsers: Any) -> None:
-    peers = subparsers.add_parser(
-        "peers",
-        help="list the peers that were paired",
-        description="List who was invited or paired, whom this node has joined, and when the"
+def _add_peers(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "List who was invited or paired, whom this node has joined, and when the"
         " certificates end; then the peers"
-        " whose [[peer]] is missing, and what they are owed.",
+        " whose [[peer]] is missing, and what they are owed."
     )
-    peers.add_argument(
+    parser.add_argument(
         "--forget", metavar="NAME", help="end the cursor of a peer whose [[peer]] is missing"
     )
-    peers.add_argument(
+    parser.add_argument(
         "--yes", action="store_true", help="do it; without it only what would go is printed"
     )
-    add_socket(peers)
-    peers.add_argument("--json", action="store_true", help="print one object a line")
-    peers.set_defaults(run=_peers)
+    add_socket(parser)
+    parser.add_argument("--json", action="store_true", help="print one object a line")
 
 
-def _add_revoke(subparsers: Any) -> None:
-    revoke = subparsers.add_parser(
-        "revoke",
-        help="take a pairing back",
-        description="Revoke a peer's certificates and codes, at once; a link that is up is cut.",
+def _add_revoke(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Revoke a peer's certificates and codes, at once; a link that is up is cut."
     )
-    add_socket(revoke)
-    revoke.add_argument("name", metavar="NAME", help="the peer, as `linkd peers` names it")
-    revoke.set_defaults(run=_revoke)
+    add_socket(parser)
+    parser.add_argument("name", metavar="NAME", help="the peer, as `linkd peers` names it")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run whichever of the four was parsed."""
-    return int(arguments.run(arguments))
+    commands = {"invite": _invite, "join": _join, "peers": _peers, "revoke": _revoke}
+    return commands[arguments.command](arguments)
 
 
 def _invite(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlencode
 
 import msgspec
@@ -23,12 +23,10 @@ MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 DEFAULT_TIMEOUT: Final = 30.0
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "publish",
-        help="publish one message, or one a line",
-        description="Publish one message, or with --lines one a line; return once it is on disk.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Publish one message, or with --lines one a line; return once it is on disk."
     )
     add_socket(parser)
     parser.add_argument("channel", metavar="CHANNEL", help="words between dots, such as orders.new")
@@ -72,7 +70,6 @@ def add(subparsers: Any) -> None:
         help="how long --wait waits (default: %(default)g seconds)",
     )
     parser.add_argument("--json", action="store_true", help="print the answer as an object")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import Any, Final
+from typing import Final
 
 from linkd.cli import exits, http
 from linkd.cli.exits import CommandError
@@ -35,15 +35,13 @@ SHORTEST: Final = 4
 JOURNAL: Final = ("journalctl", "--unit=linkd", "--lines=1000", "--no-pager", "--output=short-iso")
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "report",
-        help="write one file for a bug report, without secrets",
-        description="Write versions, the configuration in force, status, outages, events,"
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Write versions, the configuration in force, status, outages, events,"
         " consumers, metrics and the last 1,000 lines of the journal to one text file. It holds"
         " names and addresses of hosts, but no secrets and no messages: read it before you send it."
-        " A part that is not available is named in the file; the daemon need not run.",
+        " A part that is not available is named in the file; the daemon need not run."
     )
     add_socket(parser)
     parser.add_argument(
@@ -52,7 +50,6 @@ def add(subparsers: Any) -> None:
         metavar="FILE",
         help="where to write it, `-` for standard output (default: linkd-report-TIME.txt here)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from linkd.cli import exits, http
 from linkd.cli.options import add_socket
 from linkd.cli.output import printable
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "resync",
-        help="restart a diverged link",
-        description="Restart a link whose two ends no longer know each other's logs. Without"
-        " --yes it only prints what would be sent again or lost.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Restart a link whose two ends no longer know each other's logs. Without"
+        " --yes it only prints what would be sent again or lost."
     )
     add_socket(parser)
     parser.add_argument("peer", metavar="PEER", help="whose link")
     parser.add_argument(
         "--yes", action="store_true", help="do it; without it only print what would be done"
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

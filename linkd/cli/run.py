@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from linkd.cli.options import add_config
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "run",
-        help="run the node in the foreground",
-        description="Run the node in the foreground until a signal ends it: what the systemd unit"
-        " starts. SIGHUP reads the configuration again, SIGUSR1 has every link try again at once.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Run the node in the foreground until a signal ends it: what the systemd unit"
+        " starts. SIGHUP reads the configuration again, SIGUSR1 has every link try again at once."
     )
     add_config(parser)
     parser.add_argument(
@@ -30,7 +27,6 @@ def add(subparsers: Any) -> None:
         default="info",
         help="the least level that is written (default: info)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

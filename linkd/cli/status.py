@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -172,14 +172,12 @@ _HEAD: Final = (
 )
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "status",
-        help="the state of every link",
-        description="Print the state of the node and of every link. FOR: how long it has been up"
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Print the state of the node and of every link. FOR: how long it has been up"
         " or down; SILENT: since the last byte received; NEXT: until the next attempt; CERT: until"
-        " the certificate expires.",
+        " the certificate expires."
     )
     add_socket(parser)
     parser.add_argument("peer", nargs="?", metavar="PEER", help="only this link, in full")
@@ -188,7 +186,6 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--watch", action="store_true", help="redraw every second until ^C")
     parser.add_argument("--check", action="store_true", help="one line and an exit code for Nagios")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import Any
 
 from linkd.cli import exits, http
 from linkd.cli.options import add_socket
@@ -14,13 +13,11 @@ from linkd.client.options import MAX_OFFSET
 from linkd.protocol.channels import check_patterns
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "subscribe",
-        help="print messages as they come",
-        description="Print messages as they come, until --count, ^C or the end of a pipe; goes on"
-        " over restarts of the daemon.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = (
+        "Print messages as they come, until --count, ^C or the end of a pipe; goes on"
+        " over restarts of the daemon."
     )
     add_socket(parser)
     parser.add_argument(
@@ -45,7 +42,6 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--count", type=_count, metavar="N", help="end after so many messages")
     parser.add_argument("--json", action="store_true", help="print one object a line")
-    parser.set_defaults(run=run)
 
 
 def _consumer(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import socket
-from typing import Any
 
 import msgspec
 
@@ -16,20 +15,15 @@ from linkd.cli.output import json_text
 _ANY_4 = "0.0.0.0"  # noqa: S104 - it is looked for, not bound
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "token",
-        help="a token that opens one connection, or the dashboard",
-        description="Print a token: it opens one connection within 30 s, once.",
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = "Print a token: it opens one connection within 30 s, once."
     add_socket(parser)
     parser.add_argument("--channel", metavar="PATTERN", help="good for these channels only")
     parser.add_argument(
         "--dashboard", action="store_true", help="print an address of the dashboard for a browser"
     )
     parser.add_argument("--json", action="store_true", help="print an object")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from linkd.version import VERSION
 
 
-def add(subparsers: Any) -> None:
-    """Add the command's parser."""
-    parser = subparsers.add_parser(
-        "version",
-        help="print the version",
-        description="Print the version of this installation; the daemon is not asked.",
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's description, arguments and options."""
+    parser.description = "Print the version of this installation; the daemon is not asked."
     parser.add_argument("--json", action="store_true", help="print an object")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
