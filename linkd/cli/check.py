@@ -7,13 +7,12 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from linkd.cli import exits
-from linkd.cli.options import add_config
+from linkd.cli.options import add_config, config_path
 from linkd.cli.output import duration
 from linkd.cli.status import certificate_words, ends_soon
 from linkd.clock import wall
@@ -40,8 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: Errors in the files themselves, one line each.
     """
-    named = getattr(arguments, "config", None)
-    paths = files(Path(named) if named else None)
+    paths = files(config_path(arguments))
     config = load(paths)
     from linkd.preflight import certificate_ends, check_files  # noqa: PLC0415  # slow to load
 

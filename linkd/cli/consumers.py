@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from urllib.parse import quote
 
-import msgspec
-
 from linkd.cli import exits, http
 from linkd.cli.options import add_socket
-from linkd.cli.output import cut, json_text, number, table
+from linkd.cli.output import cut, number, print_json, table
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = http.get(arguments, "/v1/consumers").json()["consumers"]
     if arguments.json:
         for one in found:
-            print(json_text(msgspec.json.encode(one)))
+            print_json(one)
     elif found:
         rows = [
             [

@@ -7,8 +7,6 @@ import sys
 import time
 from typing import Final
 
-import msgspec
-
 from linkd.cli import exits, http
 from linkd.cli.exits import CommandError
 from linkd.cli.options import add_socket, wait_seconds
@@ -53,20 +51,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Drain the node and wait; with `--undo` end the drain."""
     if arguments.undo:
-        was = _decoded(http.get(arguments, "/v1/drain").body)
+        was = http.get(arguments, "/v1/drain").decode(DrainStatus, "a drain")
         http.delete(arguments, "/v1/drain")
         print("links are taken again" if was.draining else "the node was not draining")
         return exits.OK
     began = time.monotonic()
     wanted = {"timeout": arguments.timeout, "retry_after": arguments.retry_after}
-    now = _decoded(http.post(arguments, "/v1/drain", wanted).body)
+    now = http.post(arguments, "/v1/drain", wanted).decode(DrainStatus, "a drain")
     limit = began + arguments.timeout + CLOSE_SECONDS
     shown = ""
     shown_at = began
     try:
         while now.draining and not now.done and time.monotonic() < limit:
             time.sleep(POLL_SECONDS)
-            now = _decoded(http.get(arguments, "/v1/drain").body)
+            now = http.get(arguments, "/v1/drain").decode(DrainStatus, "a drain")
             line = _progress(now)
             is_due = time.monotonic() - shown_at >= PROGRESS_SECONDS
             if is_due and line != shown and not now.done:
@@ -76,10 +74,6 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.write("linkd: the node goes on draining; `linkd drain --undo` ends that\n")
         raise
     return _result(now, arguments.timeout)
-
-
-def _decoded(content: bytes) -> DrainStatus:
-    return msgspec.json.decode(content, type=DrainStatus)
 
 
 def _progress(now: DrainStatus) -> str:

@@ -21,7 +21,7 @@ import msgspec
 
 from linkd.cli import exits
 from linkd.cli.exits import CommandError, end_when_gone
-from linkd.cli.options import add_socket, configuration, socket_path
+from linkd.cli.options import add_socket, config_path, configuration, socket_path
 from linkd.cli.output import json_text
 from linkd.errors import ChannelRefused, ConfigError
 from linkd.protocol.channels import check_channel
@@ -126,6 +126,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     """Yield the reports of drills on throw-away pairs."""
+    from linkd.drill.expectations import Bounds  # noqa: PLC0415
     from linkd.drill.runner import run_all, show_nothing  # noqa: PLC0415
     from linkd.drill.scenarios import DRILLS  # noqa: PLC0415
 
@@ -148,8 +149,7 @@ def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     _check_free_space()
     progress = _Progress(len(names))
     show = partial(_show, progress) if arguments.show else show_nothing
-    named = getattr(arguments, "config", None) or os.environ.get("LINKD_CONFIG")
-    bounds = _bounds(arguments, required=bool(named)) if named else _defaults()
+    bounds = _bounds(arguments, required=True) if config_path(arguments) else Bounds()
     return progress.follow(
         run_all([DRILLS[name] for name in names], bounds, progress.show, arguments.relay, show)
     )
@@ -402,14 +402,8 @@ def _bounds(arguments: argparse.Namespace, required: bool) -> Bounds:
     except ConfigError:
         if required:
             raise
-        return _defaults()
+        return Bounds()
     return Bounds(config.heartbeat, config.reconnect, "this node's configuration")
-
-
-def _defaults() -> Bounds:
-    from linkd.drill.expectations import Bounds  # noqa: PLC0415
-
-    return Bounds()
 
 
 class _Progress:

@@ -14,7 +14,7 @@ from linkd.cli import exits, http
 from linkd.cli.exits import end_when_gone
 from linkd.cli.options import add_socket, socket_path
 from linkd.cli.output import json_text, printable
-from linkd.client.errors import ClientError, NoDaemon, Refused
+from linkd.client.errors import NoDaemon, Refused
 from linkd.client.http import Answer, call, connected, expect
 from linkd.status import Event
 
@@ -46,11 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the remembered changes, oldest first; with `--follow` each new one as it happens."""
     path = socket_path(arguments)
-    body = http.get(arguments, "/v1/events").body
-    try:
-        page = msgspec.json.decode(body, type=_Page)
-    except msgspec.DecodeError as error:
-        raise ClientError(f"expected events from the daemon: {error}") from None
+    page = http.get(arguments, "/v1/events").decode(_Page, "events")
     for event in page.events:
         _print(event, arguments.json)
     if not (page.events or arguments.json or arguments.follow):
@@ -94,8 +90,7 @@ def _follow(path: str, last: int) -> Iterator[Event]:
 
 def _newest(path: str) -> int:
     """Return the number of the daemon's newest event; raise NoDaemon if none runs."""
-    body = expect(call(path, "GET", "/v1/events")).body
-    return msgspec.json.decode(body, type=_Page).next - 1
+    return expect(call(path, "GET", "/v1/events")).decode(_Page, "events").next - 1
 
 
 def _stream(path: str, last: int) -> Iterator[Event]:

@@ -6,13 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from linkd.cli import exits, http
 from linkd.cli.exits import CommandError
 from linkd.cli.options import add_socket, configuration
-from linkd.cli.output import disk_stalled, json_text, number, plural, size
-from linkd.cli.status import decode
+from linkd.cli.output import disk_stalled, number, plural, print_json, size
+from linkd.cli.status import fetch_status
 from linkd.client.errors import NoDaemon
 from linkd.errors import ConfigError
 from linkd.status import LogStatus
@@ -74,12 +72,12 @@ def _stat(arguments: argparse.Namespace) -> int:
     absent = None
     if arguments.dir is None:
         try:
-            log = decode(http.get(arguments, "/v1/status").body).log
+            log = fetch_status(arguments).log
         except NoDaemon as error:
             absent = error
         else:
             if arguments.json:
-                print(json_text(msgspec.json.encode(log)))
+                print_json(log)
             else:
                 _print_log(log)
             return exits.OK
@@ -92,7 +90,7 @@ def _stat(arguments: argparse.Namespace) -> int:
             raise
         raise CommandError(exits.NO_DAEMON, f"{absent}; and of its files: {error}") from None
     if arguments.json:
-        print(json_text(msgspec.json.encode(found)))
+        print_json(found)
     else:
         print("\n".join(stat_text(found)))
     return exits.OK
@@ -138,7 +136,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         directory = _directory(arguments)
         found = verify(directory)
     if arguments.json:
-        print(json_text(msgspec.json.encode(found)))
+        print_json(found)
     else:
         print("\n".join(verified_text(found, directory)))
     return exits.OK if found.sound else exits.NEGATIVE

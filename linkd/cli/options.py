@@ -139,7 +139,7 @@ def socket_path(arguments: argparse.Namespace) -> str:
     named = getattr(arguments, "socket", None) or os.environ.get("LINKD_SOCKET")
     if named:
         return str(named)
-    if _named_config(arguments):
+    if config_path(arguments):
         return configuration(arguments).api.socket
     try:
         found = Path("/etc/linkd/linkd.toml").is_file()
@@ -171,13 +171,14 @@ def configuration(arguments: argparse.Namespace) -> Config:
     from linkd.config import files, load  # noqa: PLC0415 - most commands need no TOML reader
     from linkd.errors import ConfigError  # noqa: PLC0415
 
-    named = _named_config(arguments)
     try:
-        return load(files(Path(named) if named else None))
+        return load(files(config_path(arguments)))
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise ConfigError(message) from None
 
 
-def _named_config(arguments: argparse.Namespace) -> str | None:
-    return getattr(arguments, "config", None) or os.environ.get("LINKD_CONFIG")
+def config_path(arguments: argparse.Namespace) -> Path | None:
+    """Return the file that `-c` or `LINKD_CONFIG` names; None: the usual one."""
+    named = getattr(arguments, "config", None) or os.environ.get("LINKD_CONFIG")
+    return Path(named) if named else None

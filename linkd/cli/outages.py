@@ -12,8 +12,7 @@ import msgspec
 
 from linkd.cli import exits, http
 from linkd.cli.options import add_socket
-from linkd.cli.output import duration, json_text, number, short, table
-from linkd.client.errors import ClientError
+from linkd.cli.output import duration, number, print_json, short, table
 from linkd.status import Availability, Outage
 
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -73,23 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
         if value is not None
     }
     answer = http.get(arguments, "/v1/outages" + (f"?{urlencode(query)}" if query else ""))
-    page = _decode(answer.body)
+    page = answer.decode(_Page, "outages")
     if arguments.no_planned:
         page = _Page([one for one in page.outages if not is_planned(one)], page.availability)
     if arguments.json:
         for one in page.outages:
-            print(json_text(msgspec.json.encode(one)))
+            print_json(one)
         return exits.OK
     for line in [*outages_text(page.outages), *availability_text(page.availability)]:
         print(line)
     return exits.OK
-
-
-def _decode(body: bytes) -> _Page:
-    try:
-        return msgspec.json.decode(body, type=_Page)
-    except msgspec.DecodeError as error:
-        raise ClientError(f"expected outages from the daemon: {error}") from None
 
 
 def is_planned(outage: Outage) -> bool:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
+
 Colour = Literal["green", "yellow", "red", "dim", "bold"]
 
 _CODES: dict[Colour, str] = {"green": "32", "yellow": "33", "red": "31", "dim": "2", "bold": "1"}
@@ -101,6 +103,11 @@ def json_text(content: bytes) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON without control characters."""
+    print(json_text(msgspec.json.encode(value)))
 
 
 def _escaped(letter: str) -> str:

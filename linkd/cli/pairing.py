@@ -9,13 +9,12 @@ import socket
 import struct
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from linkd.cli import exits, http, output
 from linkd.cli.exits import CommandError
-from linkd.cli.options import add_socket, socket_path, wait_seconds
-from linkd.cli.output import json_text
+from linkd.cli.options import add_socket, config_path, socket_path, wait_seconds
+from linkd.cli.output import print_json
 from linkd.client.errors import Refused
 
 if TYPE_CHECKING:
@@ -146,8 +145,7 @@ def _join(arguments: argparse.Namespace) -> int:
     from linkd.net.proxy import ProxySettings  # noqa: PLC0415
     from linkd.pairing import HubUnreachable, PairingRefused, join  # noqa: PLC0415
 
-    named = getattr(arguments, "config", None)
-    paths = files(Path(named) if named else None)
+    paths = files(config_path(arguments))
     config = load(paths)
     proxy = ProxySettings(arguments.proxy, arguments.proxy_secret_file)
     if proxy.secret_file and not proxy.proxy:
@@ -224,8 +222,6 @@ def _wait_up(path: str, done: Joining, timeout: float) -> int:
 
 def _peers(arguments: argparse.Namespace) -> int:
     """Print the invited and paired nodes, and those missing from the configuration."""
-    import msgspec  # noqa: PLC0415
-
     if arguments.forget is not None:
         return _forget(arguments)
     rows = _paired(arguments)
@@ -235,7 +231,7 @@ def _peers(arguments: argparse.Namespace) -> int:
     if arguments.json:
         rows += [{"name": row.pop("peer"), "state": "absent", **row} for row in absent]
         for row in rows:
-            sys.stdout.write(f"{json_text(msgspec.json.encode(row))}\n")
+            print_json(row)
         return exits.OK
     if not rows:
         _say("this node is not paired with any other: see `linkd invite` and `linkd join`")

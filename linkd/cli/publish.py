@@ -8,12 +8,10 @@ import sys
 from typing import Final
 from urllib.parse import urlencode
 
-import msgspec
-
 from linkd.cli import exits, http
 from linkd.cli.exits import CommandError
 from linkd.cli.options import add_socket, seconds, socket_path, wait_seconds
-from linkd.cli.output import json_text
+from linkd.cli.output import print_json
 from linkd.client.http import call, expect
 from linkd.errors import BadRecord
 from linkd.protocol.json import JSON, render_body
@@ -92,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     ).json()
     if arguments.json:
-        print(json_text(msgspec.json.encode(answer)))
+        print_json(answer)
     elif answer.get("duplicate"):
         print(f"offset {answer['offset']} (published before, nothing stored)")
     else:

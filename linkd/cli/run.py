@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from linkd.cli.options import add_config
+from linkd.cli.options import add_config, config_path
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -37,5 +36,4 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from linkd.daemon import run as run_daemon  # noqa: PLC0415  # it installs the reactor
 
-    named = getattr(arguments, "config", None)
-    return run_daemon(Path(named) if named else None, arguments.log_format, arguments.log_level)
+    return run_daemon(config_path(arguments), arguments.log_format, arguments.log_level)

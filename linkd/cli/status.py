@@ -26,7 +26,7 @@ from linkd.cli.output import (
     size,
     table,
 )
-from linkd.client.errors import ClientError, NoDaemon
+from linkd.client.errors import NoDaemon
 from linkd.errors import LinkdError
 from linkd.status import CertificateStatus, LinkStatus, NodeStatus, RefusedConnection
 
@@ -200,7 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     try:
-        code, line = check_line(decode(_fetch(arguments)), arguments.peer)
+        code, line = check_line(fetch_status(arguments), arguments.peer)
     except (LinkdError, CommandError) as error:
         code, line = _UNKNOWN, f"LINKD UNKNOWN - {error}"
     print(line)
@@ -234,23 +234,16 @@ def _redraw(arguments: argparse.Namespace, paint: Colours, clear: str) -> int:
         time.sleep(WATCH_SECONDS)
 
 
-def _fetch(arguments: argparse.Namespace) -> bytes:
-    return http.get(arguments, "/v1/status").body
-
-
-def decode(body: bytes) -> NodeStatus:
-    """Return the status in a daemon's answer; raise ClientError if it is malformed."""
-    try:
-        return msgspec.json.decode(body, type=NodeStatus)
-    except msgspec.DecodeError as error:
-        raise ClientError(f"expected a status from the daemon: {error}") from None
+def fetch_status(arguments: argparse.Namespace) -> NodeStatus:
+    """Return the daemon's status; raise NoDaemon or ClientError."""
+    return http.get(arguments, "/v1/status").decode(NodeStatus, "a status")
 
 
 def _drawn(arguments: argparse.Namespace, paint: Colours) -> str:
-    body = _fetch(arguments)
-    status = decode(body)
+    answer = http.get(arguments, "/v1/status")
+    status = answer.decode(NodeStatus, "a status")
     if arguments.peer is None:
-        return json_text(body.strip()) if arguments.json else node_text(status, paint)
+        return json_text(answer.body.strip()) if arguments.json else node_text(status, paint)
     for link in status.links:
         if link.peer == arguments.peer:
             if arguments.json:

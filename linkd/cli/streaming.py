@@ -15,12 +15,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TextIO
 
-import msgspec
-
 from linkd.cli import exits
 from linkd.cli.exits import CommandError, ReaderGone, on_reader_closed
 from linkd.cli.options import socket_path
-from linkd.cli.output import json_text, plural, printable, size
+from linkd.cli.output import json_text, plural, print_json, printable, size
 from linkd.cli.publish import check_input, content_type_of, headers_of
 from linkd.client import connect
 from linkd.client.aio import Enqueued, Node
@@ -151,7 +149,7 @@ def publish_lines(arguments: argparse.Namespace) -> int:
         raise CommandError(exits.USAGE, "--lines reads standard input: leave BODY out, or give -")
     stored = asyncio.run(_publish(arguments))
     if arguments.json:
-        print(json_text(msgspec.json.encode(stored)))
+        print_json(stored)
     elif stored.count:
         print(f"{plural(stored.count, 'message')}, offsets {stored.first} to {stored.last}")
     else:

@@ -6,9 +6,9 @@ import argparse
 import re
 import sys
 
-from linkd.cli import exits, http
+from linkd.cli import exits
 from linkd.cli.options import add_socket
-from linkd.cli.status import decode
+from linkd.cli.status import fetch_status
 from linkd.client.options import MAX_OFFSET
 from linkd.protocol.channels import check_patterns
 
@@ -71,7 +71,7 @@ def _count(text: str) -> int:
 
 def _start_notice(arguments: argparse.Namespace) -> str | None:
     """Return a notice about the start of reading, if the caller may expect another."""
-    status = decode(http.get(arguments, "/v1/status").body)
+    status = fetch_status(arguments)
     log, name = status.log, arguments.consumer
     # One that a linkd before owners made goes on at its cursor for the first that asks.
     owners = ("socket", "unowned")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import socket
 
-import msgspec
-
 from linkd.cli import exits, http
 from linkd.cli.exits import CommandError
 from linkd.cli.options import add_socket, configuration
-from linkd.cli.output import json_text
+from linkd.cli.output import print_json
 
 _ANY_4 = "0.0.0.0"  # noqa: S104 - it is looked for, not bound
 
@@ -34,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if base is not None:
         print(f"{base}/?token={answer['token']}")
     elif arguments.json:
-        print(json_text(msgspec.json.encode(answer)))
+        print_json(answer)
     else:
         print(answer["token"])
     return exits.OK

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -14,6 +14,8 @@ from linkd.client.errors import ClientError, NoDaemon, Refused, TimedOut
 MAX_HEAD_BYTES: Final = 65_536
 MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 _READ_BYTES: Final = 65_536
+
+T = TypeVar("T")
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -25,10 +27,14 @@ class Answer(msgspec.Struct, frozen=True):
 
     def json(self) -> Any:
         """Return the body as JSON; raise ClientError if it is malformed."""
+        return self.decode(Any, "JSON")
+
+    def decode(self, kind: type[T], what: str) -> T:
+        """Return the body as a `kind`; raise ClientError, which names `what`, if it is none."""
         try:
-            return msgspec.json.decode(self.body)
+            return msgspec.json.decode(self.body, type=kind)
         except msgspec.DecodeError as error:
-            raise ClientError(f"expected JSON from the daemon: {error}") from None
+            raise ClientError(f"expected {what} from the daemon: {error}") from None
 
 
 def call(

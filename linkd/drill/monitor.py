@@ -66,10 +66,7 @@ class DaemonClient:
 
     def _get(self, target: str, kind: type[T]) -> T:
         answer = expect(call(self.socket, "GET", target, timeout=ANSWER_SECONDS))
-        try:
-            return msgspec.json.decode(answer.body, type=kind)
-        except msgspec.DecodeError as error:
-            raise ClientError(f"expected {target} from the daemon: {error}") from None
+        return answer.decode(kind, target)
 
 
 BATCH: Final = 10

@@ -17,7 +17,8 @@ import pytest
 
 from linkd.cli import drain, main
 from linkd.cli.output import Colours
-from linkd.cli.status import decode, node_text
+from linkd.cli.status import node_text
+from linkd.status import NodeStatus
 from tests.support.http_daemon import HttpDaemon
 
 
@@ -110,7 +111,7 @@ def test_status_says_how_long_a_link_is_down_and_why_in_full(
 )
 def test_a_required_link_that_is_down_is_red(state: str, required: bool, painted: str) -> None:
     body = msgspec.json.encode(status(link("hub", state, required=required)))
-    assert painted in node_text(decode(body), Colours(True))
+    assert painted in node_text(msgspec.json.decode(body, type=NodeStatus), Colours(True))
 
 
 def test_status_of_one_peer_and_json(
