@@ -41,7 +41,7 @@ def edited(wheels: Path, directory: Path, edits: Mapping[str, tuple[bytes, bytes
     """Return wheels like these, with edits of linkd's files: what is replaced, and by what."""
     copy = directory / "edited"
     shutil.copytree(wheels, copy)
-    wheel = next(copy.glob("linkd-*.whl"))
+    wheel = next(copy.glob("linkd_daemon-*.whl"))
     whole = wheel.rename(directory / "whole.whl")
     with zipfile.ZipFile(whole) as old, zipfile.ZipFile(wheel, "w") as new:
         for name in old.namelist():

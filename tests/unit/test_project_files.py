@@ -46,3 +46,13 @@ def test_hosted_ci_calls_our_own_script_and_may_write_nothing() -> None:
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
     minutes = re.findall(r"^part \S+ (\d+) ", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert sum(map(int, minutes)) <= job["timeout-minutes"]
+
+
+def test_no_page_installs_the_other_project_that_is_called_linkd() -> None:
+    """`linkd` on the package index is not this project."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    wrong = re.compile(r"(?:pip|pipx|uv) (?:install|add) (?:-\S+ )*['\"]?linkd(?![-\w])|\blinkd\[")
+    assert wrong.search("pip install --upgrade linkd") is not None
+    assert wrong.search("pip install linkd-client") is None
+    found = [str(page) for page in pages if wrong.search(page.read_text())]
+    assert found == []
