@@ -22,7 +22,7 @@ export function make(tag, properties = {}, ...children) {
 }
 
 /** Set text only where it differs: a selection in it survives. @param {any} element @param {string} text */
-export function say(element, text) {
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 

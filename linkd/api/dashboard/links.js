@@ -1,6 +1,6 @@
 // @ts-check
 // One card a link: what it is now, what it was, and how it does.
-import { make, say } from "./dom.js";
+import { make, setText } from "./dom.js";
 import { lasting, stateWord, tone } from "./format.js";
 import { Plots } from "./plots.js";
 import { Timeline } from "./timeline.js";
@@ -64,27 +64,27 @@ export class LinkCard {
     );
     /** @type {any} */
     this.link = null;
-    this.told = 0;
+    this.shownAt = 0;
     /** When it last left `up`, in milliseconds; null while it is. @type {number | null} */
     this.fell = null;
   }
 
   /** Take what is true of the link at `at` (milliseconds). @param {any} link @param {number} at */
-  tell(link, at) {
+  show(link, at) {
     this.link = link;
-    this.told = at;
+    this.shownAt = at;
     // By the node's count, since this host's clock may be another one.
     if (link.state === "up") this.fell = null;
     else if (typeof link.down_seconds === "number") this.fell = at - link.down_seconds * 1000;
     else this.fell ??= at - link.since_seconds * 1000;
     this.element.dataset.tone = tone(link.state);
     this.element.dataset.state = link.state;
-    say(this.state, stateWord(link.state));
-    say(this.facts, facts(link));
+    setText(this.state, stateWord(link.state));
+    setText(this.facts, facts(link));
     const expires = link.certificate_expires_seconds;
-    say(this.certificate, certificate(expires));
+    setText(this.certificate, certificate(expires));
     this.certificate.dataset.tone = expires !== null && expires < EXPIRES ? "bad" : "";
-    say(this.why, why(link));
+    setText(this.why, why(link));
     this.why.title = this.why.textContent;
     this.age(at);
   }
@@ -92,8 +92,8 @@ export class LinkCard {
   /** Let the clock run on between two answers. @param {number} now milliseconds */
   age(now) {
     if (!this.link) return;
-    const since = this.link.since_seconds + (now - this.told) / 1000;
-    say(this.since, this.fell === null ? `for ${lasting(since)}` : `down for ${lasting((now - this.fell) / 1000)}`);
+    const since = this.link.since_seconds + (now - this.shownAt) / 1000;
+    setText(this.since, this.fell === null ? `for ${lasting(since)}` : `down for ${lasting((now - this.fell) / 1000)}`);
   }
 
   /** @param {any[]} outages of this link @param {any} available its availability, or undefined @param {number} now milliseconds */

@@ -1,7 +1,7 @@
 // @ts-check
 // The page: asks the node once a second, and hears changes of links the moment they happen.
 import { Linkd } from "./linkd.js";
-import { byId, say } from "./dom.js";
+import { byId, setText } from "./dom.js";
 import { EventLog } from "./events.js";
 import { lasting, size } from "./format.js";
 import { LinkCard } from "./links.js";
@@ -78,7 +78,7 @@ class Dashboard {
     if (this.signedOut) return;
     this.signedOut = true;
     this.node.close();
-    if (!this.status) say(byId("headline"), "Sign in to see this node");
+    if (!this.status) setText(byId("headline"), "Sign in to see this node");
     askForToken(async () => {
       this.signedOut = false;
       this.node.open();
@@ -152,10 +152,10 @@ class Dashboard {
 
   show() {
     const { node, version, uptime_seconds: uptime, log, links } = this.status;
-    say(byId("node"), node);
-    say(byId("about"), `linkd ${version} · running for ${lasting(uptime)}`);
+    setText(byId("node"), node);
+    setText(byId("about"), `linkd ${version} · running for ${lasting(uptime)}`);
     const fill = log.max_bytes ? log.bytes / log.max_bytes : 0;
-    say(byId("log-text"), `${size(log.bytes)} of ${size(log.max_bytes)}`);
+    setText(byId("log-text"), `${size(log.bytes)} of ${size(log.max_bytes)}`);
     byId("log-fill").style.scale = `${Math.min(1, fill)} 1`;
     byId("log-fill").dataset.tone = fill >= 0.8 ? "bad" : "";
     const now = Date.now();
@@ -170,7 +170,7 @@ class Dashboard {
     showConsumers(this.status);
     document.body.dataset.loaded = "true";
     this.headline(links);
-    this.messages.tell(links);
+    this.messages.show(links);
   }
 
   /** Show the cards: of many links the first that are down and those that were chosen. @param {any[]} links @param {number} now */
@@ -182,7 +182,7 @@ class Dashboard {
     for (const link of links) {
       const card = this.cards.get(link.peer) ?? (wanted.has(link.peer) ? this.card(link.peer) : null);
       if (!card) continue;
-      card.tell(link, now);
+      card.show(link, now);
       card.element.hidden = !wanted.has(link.peer);
     }
     if (!many) return;
@@ -232,7 +232,7 @@ class Dashboard {
     const button = byId("span");
     button.addEventListener("click", () => {
       this.plotSpan = SPANS[(SPANS.indexOf(this.plotSpan) + 1) % SPANS.length];
-      say(button, `Plots: ${this.plotSpan < 3600 ? `${this.plotSpan / 60} min` : "1 hour"}`);
+      setText(button, `Plots: ${this.plotSpan < 3600 ? `${this.plotSpan / 60} min` : "1 hour"}`);
       for (const { plots } of this.cards.values()) {
         plots.span = this.plotSpan;
         plots.redraw();
@@ -248,7 +248,7 @@ class Dashboard {
       : down.length === 0
         ? ["The link is up", "Both links are up"][links.length - 1] ?? `All ${links.length} links are up`
         : down.length === 1 ? `The link to ${down[0].peer} is down` : `${down.length} of ${links.length} links are down`;
-    say(byId("headline"), text);
+    setText(byId("headline"), text);
     byId("summary").dataset.tone = down.length ? "bad" : "good";
     document.title = `${down.length ? "▼ " : ""}${this.status.node} · linkd`;
   }
@@ -263,13 +263,13 @@ class Dashboard {
     if (state === "up" || state === "stopped") this.lostAt = undefined;
     const lost = this.lostAt !== undefined;
     byId("connection").dataset.state = lost ? "waiting" : state;
-    say(byId("connection"), lost ? "page not connected" : state === "up" ? "page live" : this.signedOut ? "signed out" : "page connecting");
+    setText(byId("connection"), lost ? "page not connected" : state === "up" ? "page live" : this.signedOut ? "signed out" : "page connecting");
     document.body.dataset.stale = String(lost);
     byId("lost").hidden = !lost;
     if (this.lostAt !== undefined) {
       const since = lasting((Date.now() - this.lostAt) / 1000);
       const next = retrySeconds === null ? "trying" : `trying again within ${Math.ceil(retrySeconds)} s`;
-      say(byId("lost-text"), `No connection to the node for ${since}. What you see is from before. Attempt ${attempts}, ${next}.`);
+      setText(byId("lost-text"), `No connection to the node for ${since}. What you see is from before. Attempt ${attempts}, ${next}.`);
     }
     this.messages.judge();
   }
@@ -279,7 +279,7 @@ class Dashboard {
 function theme(changed) {
   const root = document.documentElement;
   const button = byId("theme");
-  const shown = () => say(button, `Theme: ${root.dataset.theme ?? "auto"}`);
+  const shown = () => setText(button, `Theme: ${root.dataset.theme ?? "auto"}`);
   button.addEventListener("click", () => {
     const next = THEMES[(THEMES.indexOf(root.dataset.theme ?? "system") + 1) % THEMES.length];
     if (next === "system") delete root.dataset.theme;

@@ -1,6 +1,6 @@
 // @ts-check
 // A box to publish from, locked while the chosen link is down, and what arrives.
-import { byId, make, say } from "./dom.js";
+import { byId, make, setText } from "./dom.js";
 import { clock, stateWord } from "./format.js";
 
 const SHOWN = 200;
@@ -33,7 +33,7 @@ export class MessageBox {
   }
 
   /** @param {any[]} links as in /v1/status */
-  tell(links) {
+  show(links) {
     this.links = links;
     const peers = links.map(({ peer }) => peer);
     const listed = [...this.choice.options].map(({ value }) => value);
@@ -57,7 +57,7 @@ export class MessageBox {
           : null;
     this.box.disabled = reason !== null;
     this.section.dataset.locked = String(reason !== null);
-    say(byId("lock"), reason ?? "open");
+    setText(byId("lock"), reason ?? "open");
     byId("lock-hint").hidden = !(this.node.isUp && link && link.state !== "up");
   }
 
@@ -77,7 +77,7 @@ export class MessageBox {
   /** @param {string} text @param {string} [tone] */
   _say(text, tone = "") {
     this.answer.dataset.tone = tone;
-    say(this.answer, text);
+    setText(this.answer, text);
   }
 
   _follow() {

@@ -1,6 +1,6 @@
 // @ts-check
 // What is seen before the cards: what needs an operator, all links at a glance, the named consumers.
-import { byId, make, say } from "./dom.js";
+import { byId, make, setText } from "./dom.js";
 import { count, lasting, size, stateWord, tone } from "./format.js";
 
 /** With more links than this a card is shown only where its link is down, or was chosen; for so many that are down. */
@@ -47,7 +47,7 @@ export class Overview {
     while (this.list.childElementCount > shown.length) this.list.lastElementChild.remove();
     const up = links.filter(({ state }) => state === "up").length;
     const left = found.length - shown.length;
-    say(byId("index-count"), `${up} up, ${links.length - up} down${left ? `; ${count(left)} more: filter them` : ""}`);
+    setText(byId("index-count"), `${up} up, ${links.length - up} down${left ? `; ${count(left)} more: filter them` : ""}`);
   }
 
   _made() {
@@ -62,10 +62,10 @@ export class Overview {
     mark.href = `#link-${link.peer}`;
     mark.dataset.peer = link.peer;
     mark.dataset.tone = tone(link.state);
-    say(name, link.peer);
+    setText(name, link.peer);
     mark.title = link.peer;
-    say(what, link.state === "up" ? lasting(link.since_seconds) : `${stateWord(link.state)} ${lasting(link.since_seconds)}`);
-    say(waits, link.backlog_records ? `${count(link.backlog_records)} waiting` : "");
+    setText(what, link.state === "up" ? lasting(link.since_seconds) : `${stateWord(link.state)} ${lasting(link.since_seconds)}`);
+    setText(waits, link.backlog_records ? `${count(link.backlog_records)} waiting` : "");
   }
 }
 
@@ -99,7 +99,7 @@ export function showWarnings(status) {
   found.forEach(({ text, tone: how }, at) => {
     const line = list.children[at] ?? list.appendChild(make("li"));
     line.dataset.tone = how;
-    say(line, text);
+    setText(line, text);
   });
   while (list.childElementCount > found.length) list.lastElementChild.remove();
 }
@@ -110,10 +110,10 @@ export function showConsumers({ consumers, log }) {
   const body = byId("consumers-list");
   const shown = [...consumers].sort((a, b) => b.lag_records - a.lag_records).slice(0, CONSUMERS);
   const left = consumers.length - shown.length;
-  say(byId("consumers-title"), `Named consumers${left ? `, the ${CONSUMERS} furthest behind of ${count(consumers.length)}` : ""}`);
+  setText(byId("consumers-title"), `Named consumers${left ? `, the ${CONSUMERS} furthest behind of ${count(consumers.length)}` : ""}`);
   shown.forEach((/** @type {any} */ { owner, name, next, lag_records: lag }, /** @type {number} */ at) => {
     const row = body.children[at] ?? body.appendChild(make("tr", {}, make("th", { scope: "row" }), make("td"), make("td"), make("td")));
-    [owner ? `${owner}/${name}` : name, count(lag), count(next), count(log.next)].forEach((text, column) => say(row.children[column], text));
+    [owner ? `${owner}/${name}` : name, count(lag), count(next), count(log.next)].forEach((text, column) => setText(row.children[column], text));
     row.dataset.behind = String(lag > 0);
   });
   while (body.childElementCount > shown.length) body.lastElementChild.remove();

@@ -1,7 +1,7 @@
 // @ts-check
 // Four small plots a link: the last hour as the daemon kept it, then what is measured once a second.
 import uPlot from "./uplot.js";
-import { make, say } from "./dom.js";
+import { make, setText } from "./dom.js";
 import { DASH, count, lasting, short } from "./format.js";
 import { waiting } from "./overview.js";
 
@@ -127,8 +127,8 @@ export class Plots {
       plot.series.forEach((read, index) => values[index].push(read(sample, this.before) ?? null));
       if (plot.limited) this._silence(panel, sample);
       const [main, rest] = plot.figure(sample, this.before);
-      say(figure, main);
-      say(unit, rest);
+      setText(figure, main);
+      setText(unit, rest);
     }
     const old = this.times.findIndex((each) => each > at - KEPT);
     if (old > 60) {

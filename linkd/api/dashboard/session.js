@@ -1,6 +1,6 @@
 // @ts-check
 // Who may see this page: a token becomes a cookie session.
-import { byId, say } from "./dom.js";
+import { byId, setText } from "./dom.js";
 
 /** Spend the token of the address, if there is one. Resolves once the calls that follow may count on the session. */
 export async function enter() {
@@ -29,9 +29,9 @@ export function askForToken(entered) {
     const field = byId("sign-in-token");
     if (await exchange(field.value)) {
       field.value = "";
-      say(byId("sign-in-answer"), "");
+      setText(byId("sign-in-answer"), "");
       dialog.close();
       entered();
-    } else say(byId("sign-in-answer"), "That token is not valid, or no longer: each works once, for 30 s.");
+    } else setText(byId("sign-in-answer"), "That token is not valid, or no longer: each works once, for 30 s.");
   };
 }
