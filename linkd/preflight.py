@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from linkd.config import Config, PeerSettings, parse_url
+from linkd.config import Config, parse_url
 from linkd.errors import ConfigError, Unavailable
 from linkd.net.auth import load_secret
 from linkd.net.certificates import load_certificates, load_key_pair
@@ -24,7 +25,8 @@ def check_files(config: Config) -> list[ConfigError | Unavailable]:
     system that is not mounted yet. Files that pairing creates at the daemon's start may still
     be missing.
     """
-    return [error for key, read in _reads(config) if (error := _error(key, read)) is not None]
+    errors = (_error(key, read, paths) for key, read, paths in _reads(config))
+    return [error for error in errors if error is not None]
 
 
 class CertificateEnd(NamedTuple):
@@ -66,10 +68,14 @@ def certificate_ends(config: Config) -> list[CertificateEnd]:
     return found
 
 
-def _error(key: str, read: Callable[[], object]) -> ConfigError | Unavailable | None:
-    """Return why a file can't be used."""
+def _error(
+    key: str, read: Callable[..., object], paths: tuple[str | None, ...]
+) -> ConfigError | Unavailable | None:
+    """Return why the files of a setting can't be used; nothing where it is not set."""
+    if any(path is None or _hidden(path) for path in paths):
+        return None
     try:
-        read()
+        read(*paths)
     except Unavailable as error:
         return Unavailable(f"{key}: {error}")
     except ConfigError as error:
@@ -78,24 +84,33 @@ def _error(key: str, read: Callable[[], object]) -> ConfigError | Unavailable | 
     return None
 
 
-def _reads(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield each setting that names a file, and a function that reads it."""
+def _reads(
+    config: Config,
+) -> Iterator[tuple[str, Callable[..., object], tuple[str | None, ...]]]:
+    """Yield each setting that names files, how they are read, and the files; None: not set."""
     listen, api = config.listen, config.api
     if listen is not None:
         if not _to_be_made(config, listen.certificate):
-            yield from _pair("listen.certificate", listen.certificate, listen.key)
+            yield "listen.certificate", load_key_pair, (listen.certificate, listen.key)
         if not _to_be_made(config, listen.client_ca):
-            yield from _authority("listen.client_ca", listen.client_ca)
+            yield "listen.client_ca", load_certificates, (listen.client_ca,)
     if api.http is not None:
-        yield from _pair("api.certificate", api.certificate, api.private_key)
+        yield "api.certificate", load_key_pair, (api.certificate, api.private_key)
         for key in api.keys:
-            yield from _secret(f"api.key ({key.name}).secret_file", key.secret_file)
+            yield f"api.key ({key.name}).secret_file", load_secret, (key.secret_file,)
     for peer in config.peers:
         name = f"peer ({peer.name})"
-        yield from _secret(f"{name}.secret_file", peer.secret_file)
-        yield from _authority(f"{name}.ca", peer.ca)
-        yield from _pair(f"{name}.certificate", peer.certificate, peer.key)
-        yield from _proxy(f"{name}.proxy", peer)
+        yield f"{name}.secret_file", load_secret, (peer.secret_file,)
+        yield f"{name}.ca", load_certificates, (peer.ca,)
+        yield f"{name}.certificate", load_key_pair, (peer.certificate, peer.key)
+        yield f"{name}.proxy_secret_file", load_credentials, (peer.proxy_secret_file,)
+        yield f"{name}.proxy", partial(_choose_proxies, peer.dial), (peer.proxy,)
+
+
+def _choose_proxies(urls: Iterable[str], setting: str) -> None:
+    """Choose a proxy for each URL: what the environment has is checked too."""
+    for url in urls:
+        choose_proxy(setting, parse_url(url))
 
 
 def _to_be_made(config: Config, path: str | None) -> bool:
@@ -106,21 +121,6 @@ def _to_be_made(config: Config, path: str | None) -> bool:
         return not Path(path).exists()
     except OSError:
         return False
-
-
-def _secret(key: str, path: str | None) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield a secret, if the setting is present."""
-    if path is not None and not _hidden(path):
-        yield key, lambda: load_secret(path)
-
-
-def _proxy(key: str, peer: PeerSettings) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield the choice of a proxy, which may depend on the environment, and its credentials."""
-    path = peer.proxy_secret_file
-    if path is not None and not _hidden(path):
-        yield f"{key}_secret_file", lambda: load_credentials(path)
-    if peer.proxy is not None:
-        yield key, lambda: [choose_proxy(peer.proxy, parse_url(url)) for url in peer.dial]
 
 
 def _hidden(path: str) -> bool:
@@ -134,17 +134,3 @@ def _hidden(path: str) -> bool:
         and Path(path).is_relative_to(folder)
         and not os.access(folder, os.R_OK | os.X_OK)
     )
-
-
-def _authority(key: str, path: str | None) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield authorities' certificates, if the setting is present."""
-    if path is not None:
-        yield key, lambda: load_certificates(path)
-
-
-def _pair(
-    key: str, certificate: str | None, private: str | None
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield a certificate and its key, if the settings are present."""
-    if certificate is not None and private is not None:
-        yield key, lambda: load_key_pair(certificate, private)
