@@ -272,20 +272,16 @@ class PairingServer:
     @property
     def posts(self) -> dict[str, Callable[[bytes, str], tuple[int, bytes]]]:
         """The handlers for the listener: by path, from body and address to the answer."""
-        path = messages.PATH
-        return {path: lambda body, address: self.post(path, body, address, self._clock())}
+        return {messages.PATH: lambda body, address: self.post(body, address, self._clock())}
 
-    def post(self, path: str, body: bytes, address: str, now: float) -> tuple[int, bytes]:
+    def post(self, body: bytes, address: str, now: float) -> tuple[int, bytes]:
         """Answer `POST /pair`; return status and body (JSON).
 
         Args:
-            path: The request's path.
-            body: Its body, at most 16 KiB.
+            body: The request's body, at most 16 KiB.
             address: Where it came from, for the log.
             now: Monotonic seconds.
         """
-        if path != messages.PATH:
-            return _refusal(404, "no-such-path", "expected POST /pair")
         if self._rate_limiter.take(address, now):
             return _refusal(429, "busy", "too many pairing requests: try again in a few seconds")
         try:
@@ -591,11 +587,6 @@ class Revoked(msgspec.Struct, frozen=True):
     certificates: int
 
 
-class _Problem(msgspec.Struct, frozen=True):
-    error: str
-    message: str
-
-
 def local_call(pairing: PairingServer, method: str, path: str, body: bytes) -> tuple[int, bytes]:
     """Answer a call below `/v1/pairing`; return status and body (JSON). For the unix socket only.
 
@@ -618,15 +609,11 @@ def local_call(pairing: PairingServer, method: str, path: str, body: bytes) -> t
             case ("POST", ["peers", name, "revoke"]):
                 answer = Revoked(pairing.revoke(name))
             case _:
-                return _error_reply(404, "not-found", f"there is no {method} {path[:200]}")
+                return _refusal(404, "not-found", f"there is no {method} {path[:200]}")
     except msgspec.DecodeError as error:
-        return _error_reply(400, "malformed", str(error))
+        return _refusal(400, "malformed", str(error))
     except PairingRefused as error:
-        return _error_reply(409, "pairing-refused", str(error))
+        return _refusal(409, "pairing-refused", str(error))
     except (LinkdError, OSError) as error:
-        return _error_reply(500, "pairing-failed", str(error))
+        return _refusal(500, "pairing-failed", str(error))
     return (201 if isinstance(answer, Invited) else 200), msgspec.json.encode(answer)
-
-
-def _error_reply(status: int, error: str, message: str) -> tuple[int, bytes]:
-    return status, msgspec.json.encode(_Problem(error, message))

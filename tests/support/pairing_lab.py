@@ -112,12 +112,12 @@ class Hub:
         self.posts += 1
         if self._other is not None:
             return self._other.answer(path, body, address)
-        return self.pairing.post(path, body, address, self.clock())
+        return self.pairing.post(body, address, self.clock())
 
     def post(self, ask: messages.Ask) -> tuple[int, bytes]:
         """Post without any socket."""
         self.ahead += 1.0
-        return self.pairing.post("/pair", msgspec.json.encode(ask), "192.0.2.7", self.clock())
+        return self.pairing.post(msgspec.json.encode(ask), "192.0.2.7", self.clock())
 
     def ask(self, code: Code, leaf: x509.Certificate) -> messages.JoinRequest:
         """Return a request to join, proved for the certificate `leaf`."""

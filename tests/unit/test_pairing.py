@@ -259,7 +259,7 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def test_a_hub_without_tls_is_told_which_lines_it_lacks(desk: Desk) -> None:
-    assert desk.pairing.post("/pair", b'{"ask":"authority"}', "192.0.2.7", 1.0)[0] == 403
+    assert desk.pairing.post(b'{"ask":"authority"}', "192.0.2.7", 1.0)[0] == 403
     desk.enable()
     code = decode_code(desk.pairing.invite("edge-1", "127.0.0.1"))
     assert (code.name, code.address) == ("edge-1", "127.0.0.1:9443")
@@ -302,10 +302,10 @@ def test_revoking_takes_a_code_back(desk: Desk) -> None:
 
 def test_strangers_cause_bounded_work(desk: Desk) -> None:
     desk.enable()
-    answers = [desk.pairing.post("/pair", b"{}", "192.0.2.7", 5.0)[0] for _ in range(1000)]
+    answers = [desk.pairing.post(b"{}", "192.0.2.7", 5.0)[0] for _ in range(1000)]
     assert answers.count(400) == 10
     assert answers.count(429) == 990
-    assert desk.pairing.post("/pair", b"{}", "192.0.2.8", 5.0)[0] == 400
+    assert desk.pairing.post(b"{}", "192.0.2.8", 5.0)[0] == 400
 
 
 def test_any_bytes_are_answered(desk: Desk) -> None:
@@ -314,10 +314,9 @@ def test_any_bytes_are_answered(desk: Desk) -> None:
     bodies = [b"", b"null", b"[]", b'{"ask":"join"}', b"\xff" * 100, b"{" * 20_000]
     bodies += [noise.randbytes(noise.randrange(200)) for _ in range(200)]
     for index, body in enumerate(bodies):
-        status, answer = desk.pairing.post("/pair", body, f"192.0.2.{index % 250}", index * 1.0)
+        status, answer = desk.pairing.post(body, f"192.0.2.{index % 250}", index * 1.0)
         assert status == 400
         assert msgspec.json.decode(answer)["error"] == "malformed"
-    assert desk.pairing.post("/pairs", b"", "192.0.2.1", 999.0)[0] == 404
 
 
 def test_calls_on_the_socket(desk: Desk) -> None:
@@ -411,9 +410,7 @@ class Edge:
         signature = self.key.sign(text, ec.ECDSA(hashes.SHA256())).hex()
         ask = messages.RenewalRequest(certificate or self.certificate, request, signature)
         self.desk.now += 10.0
-        status, body = self.desk.pairing.post(
-            "/pair", msgspec.json.encode(ask), "192.0.2.7", self.desk.now
-        )
+        status, body = self.desk.pairing.post(msgspec.json.encode(ask), "192.0.2.7", self.desk.now)
         answer = msgspec.json.decode(body)
         return status, answer.get("certificate") or answer["message"]
 

@@ -23,7 +23,7 @@ from linkd.config.addresses import Url
 from linkd.errors import LinkdError
 from linkd.net.certificates import load_certificates
 from linkd.net.tls import ServerTls, client_context
-from linkd.pairing import PairingHooks, PairingServer, join, messages, prepare
+from linkd.pairing import PairingHooks, PairingServer, join, prepare
 from linkd.pairing import client as joining
 from linkd.pairing.ca import DIRECTORY
 from linkd.pairing.client import HubUnreachable, renew_if_due
@@ -210,7 +210,7 @@ class World:
                 raise joining.PairingRefused(failure)
         body = msgspec.json.encode(ask(leaf))
         self.now += 10.0
-        status, content = self.hub.pairing.post(messages.PATH, body, "192.0.2.7", self.now)
+        status, content = self.hub.pairing.post(body, "192.0.2.7", self.now)
         return joining._decode_reply(status, content, answer), leaf
 
 
