@@ -258,11 +258,6 @@ class ApiServer:
         events.emit("api.started", address=f"{got.host}:{got.port}", tls=self._tls is not None)
 
     @property
-    def http_port(self) -> int | None:
-        """The TCP port of `http`, once it listens there."""
-        return self._ports[1].getHost().port if len(self._ports) > 1 else None
-
-    @property
     def tls_complaint(self) -> str | None:
         """Why the files of `api.certificate` can't be used as they are now, or None."""
         return None if self._tls is None else self._tls.complaint

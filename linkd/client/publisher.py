@@ -205,13 +205,8 @@ class Batcher:
         record: bytes,
         terms: PublishTerms,
         settled: Callable[[int | LinkdError], None],
-    ) -> bool:
-        """Add one encoded record; `settled` gets its offset, or the error.
-
-        Returns:
-            Whether it is the first since the last `seal`, so that the caller schedules one.
-        """
-        first = not self._waiting
+    ) -> None:
+        """Add one encoded record; `settled` gets its offset, or the error."""
         held = self._waiting.get(channel)
         if held is not None and (
             held.terms != terms or terms.ids or held.bytes + len(record) > MAX_BATCH_BYTES - 64
@@ -223,7 +218,6 @@ class Batcher:
         held.records.append(record)
         held.settled.append(settled)
         held.bytes += len(record)
-        return first
 
     def seal(self) -> None:
         """Put all waiting records in flight."""

@@ -13,7 +13,7 @@ from linkd.clock import wall
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.expectations import Bounds, judge
 from linkd.drill.monitor import LinkMonitor, Publisher, Span, Tally, received_numbers
-from linkd.drill.report import Check, EndReport, Report, Where
+from linkd.drill.report import Check, EndReport, Report, Verdict, Where
 from linkd.drill.scenarios import Drill
 from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Testbed, faketime, running_pair
 from linkd.protocol.json import rfc3339
@@ -58,22 +58,22 @@ def run(
         DrillFailed: The pair can't be made, or the fault can't be injected or removed.
     """
     if "libfaketime" in drill.needs and faketime() is None:
-        return _skipped(drill, "libfaketime is not installed")
+        return _not_run(drill, "relay", "skipped", "libfaketime is not installed")
     progress("starting a pair")
     with running_pair(drill.setup, bounds, bare) as pair:
         if "namespaces" in drill.needs and not pair.network.namespaces:
-            return _skipped(drill, f"needs network namespaces: {pair.bare}")
+            return _not_run(drill, "relay", "skipped", f"needs network namespaces: {pair.bare}")
         return _Run(drill, bounds, progress, show, pair).run()
 
 
-def _skipped(drill: Drill, why: str) -> Report:
-    """Return the report of a drill that this machine can't do."""
+def _not_run(drill: Drill, where: Where, verdict: Verdict, why: str) -> Report:
+    """Return the report of a drill that could not be carried out."""
     return Report(
         drill=drill.name,
         about=drill.about,
         began=now_text(),
-        where="relay",
-        verdict="skipped",
+        where=where,
+        verdict=verdict,
         why=why,
     )
 
@@ -310,12 +310,6 @@ def run_all(
         try:
             report = run(drill, bounds, partial(progress, drill.name), bare, show)
         except (DrillFailed, ClientError, OSError) as error:
-            report = Report(
-                drill=drill.name,
-                about=drill.about,
-                began=now_text(),
-                where="relay" if bare else "namespaces",
-                verdict="fail",
-                why=f"it could not be carried out: {error}",
-            )
+            where: Where = "relay" if bare else "namespaces"
+            report = _not_run(drill, where, "fail", f"it could not be carried out: {error}")
         yield report

@@ -46,8 +46,8 @@ class Served:
 
     @property
     def port(self) -> int:
-        port = self.api.http_port
-        assert port is not None
+        _, http = self.api._ports
+        port: int = http.getHost().port
         return port
 
     def fetch(
