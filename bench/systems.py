@@ -219,7 +219,11 @@ class Linkd(System):
             f'[api]\nsocket = "{self.folder / name}.sock"\nhttp = "127.0.0.1:{port}"\n'
             f"require_key = false\n{rest}"
         )
-        return Process([sys.executable, "-m", "linkd", "run", "-c", str(config)], self.folder, name)
+        return self._start(config, name)
+
+    def _start(self, config: Path, name: str) -> Process:
+        command = [sys.executable, "-m", "linkd", "run", "-c", str(config)]
+        return Process(command, self.folder, name)
 
     def _peer(self, name: str, patterns: str, dial: str = "") -> str:
         dial = f'dial = ["{dial}"]\n' if dial else ""
