@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from inspect import cleandoc
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +22,6 @@ from linkd.config import Config
 from linkd.config.reload import needs_restart
 from linkd.config.validation import expectation, tables
 from linkd.core.link import IGNORED, STATES, TABLE
-from linkd.events import COMMON_FIELDS, EventSpec
-from linkd.events import EVENTS as KINDS
-from linkd.events.journal import MESSAGE_IDS
 
 DOCS = Path(__file__).resolve().parent
 
@@ -66,68 +62,6 @@ below call *live*, leaves every link up that it doesn't touch, and names what ne
 file with an error is refused and the old configuration stays in force. Files of secrets and
 certificates are read again at a reload.
 """
-
-EVENTS = """\
-<!-- Made by docs/generate.py out of linkd/events; don't edit it here. -->
-# What linkd logs
-
-One line for each change, on standard error: `EVENT key=value …`. On a terminal it begins with time
-and level; in the journal with the priority that journald understands (`journalctl -u linkd -p
-warning`). `linkd run --log-format json` writes an object for each line with `time`, `level`,
-`event` and the fields. `--log-level debug` adds the events of level debug. A value with blanks is
-quoted as in JSON. A line never contains a payload or a secret.
-
-Any line may have, in this order: {common}. Durations end in `_seconds` and have milliseconds.
-
-A line that repeats within 2 minutes is counted instead; then one line summarises them: `repeats=17
-within_seconds=118.204`, with the fields of the last. Two lines are repeats if the fields under
-*repeats by* are equal.
-
-Common fields:
-
-- `reason`: a word: `ping-timeout silence unreachable refused dns tls rejected busy protocol
-  closed replaced duplicate stopped`.
-- `detail`: one sentence.
-- `outage_seconds`: from the last byte received on one connection until the next was up.
-- `noticed_after_seconds`: from the last byte received until the link was given up.
-- `delay_seconds`: until the next attempt.
-- `first`, `next`: offsets; `next` is one above the last.
-
-## In the journal
-
-Where systemd's journal reads standard error, linkd writes to it by its native protocol: each line
-is an entry with `LINKD_EVENT` and with each of its fields in capitals (`LINKD_PEER`,
-`LINKD_REASON`, `LINKD_OUTAGE_SECONDS`, …), so that it can be searched for:
-
-    journalctl LINKD_PEER=hub                             # all about one link
-    journalctl LINKD_EVENT=link.up -o json                # its entries with their fields
-    journalctl LINKD_PEER=hub LINKD_REASON=silence + LINKD_PEER=hub LINKD_REASON=ping-timeout
-
-`journalctl -u linkd` shows the same lines as text. While the journal's socket cannot be reached,
-lines go to standard error, without fields. These events have a `MESSAGE_ID` that never changes, for
-programs that wait for them:
-
-| event | `MESSAGE_ID` |
-|---|---|
-{ids}
-"""
-
-AREAS: Mapping[str, str] = {
-    "node": "The daemon",
-    "link": "Links",
-    "listener": "The listener",
-    "connection": "Connections",
-    "tls": "Certificates",
-    "log": "The log",
-    "cursors": "The cursors beside the log",
-    "consumer": "Named consumers",
-    "ids": "Ids",
-    "producers": "Producers",
-    "api": "The API",
-    "pairing": "Pairing",
-    "drill": "Drills",
-    "library": "Libraries",
-}
 
 
 def configuration() -> str:
@@ -206,34 +140,6 @@ def _default(field: inspect.Field) -> str:
     return f"`{json.dumps(value)}`"
 
 
-def events() -> str:
-    """Return events.md."""
-    common = ", ".join(f"`{name}`" for name in COMMON_FIELDS)
-    ids = "\n".join(f"| `{event}` | `{value}` |" for event, value in MESSAGE_IDS.items())
-    return "\n".join([EVENTS.format(common=common, ids=ids), *_kinds()]).rstrip() + "\n"
-
-
-def _kinds() -> Iterator[str]:
-    """Yield the lines of each table of events."""
-    rows = sorted(KINDS.values(), key=lambda kind: (list(AREAS).index(_area(kind)), kind.name))
-    for area, kinds in groupby(rows, _area):
-        yield f"## {AREAS[area]}"
-        yield ""
-        yield "| event | level | its fields | meaning | what to do | repeats by |"
-        yield "|---|---|---|---|---|---|"
-        for kind in kinds:
-            fields = " ".join(f"`{name}`" for name in kind.fields)
-            folds = " ".join(f"`{name}`" for name in kind.folds)
-            cells = (f"`{kind.name}`", kind.level, fields, kind.meaning, kind.action, folds)
-            yield f"| {' | '.join(cells)} |"
-        yield ""
-
-
-def _area(kind: EventSpec) -> str:
-    """Return the first word of an event's name."""
-    return kind.name.partition(".")[0]
-
-
 LINK_STATES = """\
 <!-- Made by docs/generate.py out of linkd/core/link.py; don't edit it here. -->
 # The states of a link
@@ -304,7 +210,6 @@ def _without_null(node: Any) -> Any:
 
 PAGES = {
     "configuration.md": configuration,
-    "events.md": events,
     "link-states.md": link_states,
     "linkd.schema.json": schema,
 }

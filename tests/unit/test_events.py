@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from linkd.events import (
     text_line,
     unknown_fields,
 )
+from linkd.events.journal import MESSAGE_IDS
 from linkd.events.observers import MOST_KEYS, Format, LineForm, RepeatFilter, to_journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,16 +174,47 @@ def test_every_field_in_the_table_is_in_the_source() -> None:
     assert dead == []
 
 
+PAGE = (ROOT / "docs/events.md").read_text()
+
+
+def described() -> dict[str, list[str]]:
+    """Return the other cells of each event's row in docs/events.md."""
+    lines = [line for line in PAGE.splitlines() if re.match(r"\| `[a-z]+\.[a-z-]+` \| [a-z]", line)]
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    assert len({name for name, *_ in rows}) == len(rows)
+    return {name.strip("`"): cells for name, *cells in rows}
+
+
+def test_the_page_has_each_event_with_level_fields_and_folding_of_the_table() -> None:
+    def words(names: tuple[str, ...]) -> str:
+        return " ".join(f"`{name}`" for name in names)
+
+    page = {
+        name: (level, fields, folds) for name, (level, fields, _, _, folds) in described().items()
+    }
+    assert page == {
+        kind.name: (kind.level, words(kind.fields), words(kind.folds)) for kind in EVENTS.values()
+    }
+
+
+def test_the_page_has_the_common_fields_and_the_ids_in_the_journal() -> None:
+    assert ", ".join(f"`{name}`" for name in COMMON_FIELDS) in PAGE
+    assert re.findall(r"^\| `([a-z.-]+)` \| `([0-9a-f]{32})` \|$", PAGE, re.MULTILINE) == [
+        *MESSAGE_IDS.items()
+    ]
+
+
 @pytest.mark.parametrize("kind", EVENTS.values(), ids=lambda kind: kind.name)
 def test_each_row_is_whole(kind) -> None:
     area, _, what = kind.name.partition(".")
     assert area.isalpha()
     assert what.replace("-", "").isalpha()
-    assert kind.meaning.endswith(".")
-    assert kind.action
+    _, _, meaning, action, _ = described()[kind.name]
+    assert meaning.endswith(".")
+    assert action
     assert set(kind.folds) <= {"event", *COMMON_FIELDS, *kind.fields}
     if kind.level == "error":
-        assert kind.action != "Nothing.", "an error says what to do"
+        assert action != "Nothing.", "an error has something to do"
 
 
 def test_text_has_the_peer_first_rounds_and_omits_none() -> None:
