@@ -23,7 +23,7 @@ from linkd.config import PeerSettings
 from linkd.core.liveness import FLOW_BYTES, PONG_AFTER, Liveness
 from linkd.errors import AttemptFailed, Reason, RemoteProtocolError
 from linkd.net.http_head import printable
-from linkd.net.linux import ended, format_address, peer_of, tune
+from linkd.net.linux import ended, format_address, peer_of, reset_at_exit, tune
 from linkd.net.timers import Silence, cancel
 from linkd.net.websocket import (
     MESSAGE,
@@ -471,6 +471,7 @@ class Connection(Silence, FrameReader, FrameWriter):
 
     def _abort_later(self) -> None:
         if self._abort_call is None:
+            reset_at_exit(self.transport, False)
             self._abort_call = self.clock.callLater(ABORT_AFTER, self._abort_now)
 
     def _abort_now(self) -> None:

@@ -49,6 +49,14 @@ MAX_ANSWER_BYTES: Final = 16_384
 MAX_CLOSES: Final = 3
 """Resets and closes within the handshake, in a row, that count as a listener that restarts."""
 
+PROBE_PART: Final = 0.3
+"""Fraction of the silence limit after which the kernel probes the listener's host.
+
+A host that has restarted meanwhile then resets the connection. Otherwise that was only noticed at
+the limit: the dialer of an idle link sends nothing but answers. Probes are no WebSocket data, so
+the listener does not take them for a sign of life.
+"""
+
 PING_EVERY: Final = 6
 """The dialer pings once in this many intervals, to measure the round trip."""
 
@@ -227,7 +235,7 @@ class DialerConnection(Connection, ClientProtocol):
                 f"expected a ping_interval of 1 to 60 s, got {message.ping_interval:g}"
             )
         self.life.limit = limit
-        tune(self.transport, limit)
+        tune(self.transport, limit, PROBE_PART * limit)
         self.certificate_expires = certificate_expires(self.transport)
         self.secret = None
         self.candidate.attempt.greeted()

@@ -31,17 +31,20 @@ NOTSENT_BYTES: Final = 65_536
 """Maximum unsent bytes in the kernel ahead of a ping."""
 
 _TCP_INFO_BYTES: Final = 128
+_MAX_PROBES: Final = 127
 
 BACKSTOP_SECONDS: Final = 3.0
 """The kernel's time-out exceeds the silence limit by this many seconds."""
 
 
-def tune(transport: object, limit: float) -> None:
+def tune(transport: object, limit: float, probe_after: float | None = None) -> None:
     """Set keepalive, user timeout and a small unsent queue, where there is a socket.
 
     Args:
         transport: Of a protocol, with or without TLS.
         limit: Seconds of silence at which the connection is given up.
+        probe_after: Seconds of silence after which the kernel probes the other host, and again
+            after each third of them; None: only behind the limit.
 
     Source: tcp(7).
     """
@@ -49,15 +52,35 @@ def tune(transport: object, limit: float) -> None:
     if found is None:
         return
     seconds = limit + BACKSTOP_SECONDS
+    idle = seconds if probe_after is None else probe_after
     tcp = socket.IPPROTO_TCP
     with suppress(OSError):
         found.setsockopt(tcp, socket.TCP_NODELAY, 1)
         found.setsockopt(tcp, TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
         found.setsockopt(tcp, TCP_USER_TIMEOUT, int(seconds * 1000))
         found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        found.setsockopt(tcp, socket.TCP_KEEPIDLE, max(1, int(seconds)))
-        found.setsockopt(tcp, socket.TCP_KEEPINTVL, max(1, int(seconds / 3)))
-        found.setsockopt(tcp, socket.TCP_KEEPCNT, 3)
+        found.setsockopt(tcp, socket.TCP_KEEPIDLE, max(1, int(idle)))
+        found.setsockopt(tcp, socket.TCP_KEEPINTVL, max(1, int(idle / 3)))
+        found.setsockopt(tcp, socket.TCP_KEEPCNT, _MAX_PROBES)  # the user timeout ends it
+
+
+def reset_at_exit(transport: object, resets: bool = True) -> None:
+    """Let the kernel reset a connection that its process leaves open, or close it in order again.
+
+    A process that is killed while its host is unplugged then leaves nothing behind that answers
+    probes: the FIN of a connection that is closed in order is sent again at ever longer intervals.
+    A reset discards what is not sent yet, so it must be off before a connection is closed in order.
+
+    Args:
+        transport: Of a protocol, with or without TLS.
+        resets: Whether it does.
+
+    Source: socket(7), SO_LINGER.
+    """
+    found = _socket(transport)
+    if found is not None:
+        with suppress(OSError):
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", resets, 0))
 
 
 def keep_unsent_small(transport: object, unsent_bytes: int = NOTSENT_BYTES) -> None:

@@ -26,7 +26,7 @@ from linkd.net import http_head
 from linkd.net.admission import ConnectionLimiter, GreetedAddresses, PendingSlot
 from linkd.net.auth import FOREIGN_NONCE, NONCE_LIFETIME, Nonces, SecretCache, prove, verify
 from linkd.net.connection import ABORT_AFTER, Connection, Nodes, Post
-from linkd.net.linux import every_address, format_address
+from linkd.net.linux import every_address, format_address, reset_at_exit
 from linkd.net.newcomers import Newcomer, Newcomers, PacedPort
 from linkd.net.timers import ExactTimer, PingedSilence, cancel, lateness
 from linkd.net.tls import ServerTls, certificate_expires, peer_names
@@ -387,6 +387,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         if link is None:
             raise RemoteProtocolError(f"no peer named {message.node} is configured here", 3003)
         self._settle()
+        reset_at_exit(self.transport)
         self.factory.admission.greeted.greeted(message.node, self.host, self.clock.seconds())
         self.generation = message.generation
         self.port = link

@@ -172,11 +172,16 @@ def hub_ends(scene: Scene, away: float, kill: bool) -> None:
     twelve.are_back_soon()
 
 
-def host_is_off(scene: Scene, away: float) -> None:
-    """A host that is off answers nothing: no reset, no goodbye. All notice it."""
+def host_is_off(scene: Scene, away: float, forgets: bool = True) -> None:
+    """A host that is off answers nothing: no reset, no goodbye.
+
+    It has forgotten its connections when it is on again; a host that only was unplugged has not.
+    """
     twelve = Twelve(scene)
     with scene.lab.cut(scene.hub_host, scene.other_host):
         twelve.hub.kill()
+        if forgets:
+            scene.hub_host.sh("ss --kill --tcp state fin-wait-1")
         twelve.start_again(away)
     twelve.are_back_soon(time.monotonic())
 
@@ -229,6 +234,8 @@ CASES: dict[str, Callable[[Scene], None]] = {
     "two URLs": partial(one_has_another_way, away=14.0, both_dial=False),
     "both dial": partial(one_has_another_way, away=17.0, both_dial=True),
     "killed, away for 20 s": partial(hub_ends, away=20.0, kill=True),
+    "host off for 2 s": partial(host_is_off, away=2.0),
+    "host unplugged for 2 s": partial(host_is_off, away=2.0, forgets=False),
 }
 """Ways for a hub to be away. They are seen at once, and each comes back at a time of its own."""
 if CAMPAIGN:

@@ -63,7 +63,13 @@ def cut_and_restore(star: Star, edge: Edge, at_hub: bool, wait: float, down_for:
         time.sleep(max(0.0, until - time.monotonic()))
         host.restore(other.address)
         restored = time.monotonic()
-        dialer = noticed(down(edge.daemon, "hub", before, 12.0), DIALER, cut)
+        line = down(edge.daemon, "hub", before, 12.0)
+        if line.fields["reason"] == "closed":  # the listener's host has answered a probe
+            assert line.at >= restored - SLACK, line
+            dialer = float(line.fields["noticed_after_seconds"])
+            assert dialer <= DIALER[1] + line.queued, line
+        else:
+            dialer = noticed(line, DIALER, cut)
     back = up(edge.daemon, "hub", restored - 0.5, 10.0)
     assert up(star.hub, edge.name, restored - 0.5, 1.0).at < back.at + 1.0
     return Cut(listener, dialer, max(0.0, back.at - restored))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from twisted.internet import reactor as global_reactor
 
 from linkd.config import PeerSettings
 from linkd.net.dialer import DialerContext, LinkDialer
+from linkd.net.linux import TCP_USER_TIMEOUT
 from linkd.net.listener import Listener
 from linkd.protocol.peer import Ack, Goodbye, encode
 from tests.support.net_lab import Link, Nodes, secret_file, settings, threaded_resolver
@@ -59,6 +61,12 @@ def two(tmp_path: Path) -> Iterator[Two]:
     pytest_twisted.blockon(both.end())
 
 
+def _lingers(found: Any) -> bool:
+    """Return whether a connection is reset where its process ends."""
+    set_to = found.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+    return bool(set_to[0])
+
+
 @pytest_twisted.ensureDeferred
 async def test_they_greet_talk_and_part(two: Two) -> None:
     dialer = two.dialer()
@@ -80,7 +88,13 @@ async def test_they_greet_talk_and_part(two: Two) -> None:
     assert near.rtt_seconds is not None
     assert near.rtt_seconds < 1.0
 
+    probes, resets = near.transport.getHandle(), far.transport.getHandle()
+    assert probes.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 3
+    assert probes.getsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT) > 10_000
+    assert _lingers(resets)
+    assert not _lingers(probes)
     far.goodbye(Goodbye("stopped", "the hub is restarted", 3.0))
+    assert not _lingers(resets)
     await two.at_edge.until("lost", reactor)
     reason, detail, goodbye = two.at_edge.losses[0]
     assert reason == "stopped"

@@ -10,7 +10,27 @@ from typing import Any
 
 import pytest
 
-from linkd.net.linux import LEAST, Descriptors, Shares, every_address, limit_segment
+from linkd.net.linux import (
+    LEAST,
+    TCP_USER_TIMEOUT,
+    Descriptors,
+    Shares,
+    every_address,
+    limit_segment,
+    reset_at_exit,
+    tune,
+)
+
+
+class Transport:
+    """A transport with a socket."""
+
+    def __init__(self, handle: object) -> None:
+        self.handle = handle
+
+    def getHandle(self) -> object:
+        """Return the socket."""
+        return self.handle
 
 
 def test_all_addresses_are_of_both_families() -> None:
@@ -31,13 +51,6 @@ def test_without_ipv6_they_are_those_of_ipv4(
 
 
 def test_segments_are_limited_before_a_connection_begins() -> None:
-    class Transport:
-        def __init__(self, handle: object) -> None:
-            self.handle = handle
-
-        def getHandle(self) -> object:
-            return self.handle
-
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as small:
         limit_segment(Transport(small), 1200)
         small.connect(server.getsockname())
@@ -50,6 +63,43 @@ def test_segments_are_limited_before_a_connection_begins() -> None:
         usual.connect(server.getsockname())
         assert usual.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) > 1200
     limit_segment(object(), 1200)
+
+
+@pytest.mark.parametrize(
+    ("limit", "probe_after", "idle", "interval"),
+    [(10.0, None, 13, 4), (10.0, 3.0, 3, 1), (120.0, 36.0, 36, 12), (2.0, 0.6, 1, 1)],
+)
+def test_the_kernel_probes_a_silent_host_and_gives_up_behind_the_limit(
+    limit: float, probe_after: float | None, idle: int, interval: int
+) -> None:
+    with socket.socket() as tcp:
+        tune(Transport(tcp), limit, probe_after)
+
+        def found(option: int) -> int:
+            return tcp.getsockopt(socket.IPPROTO_TCP, option)
+
+        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert (found(socket.TCP_KEEPIDLE), found(socket.TCP_KEEPINTVL)) == (idle, interval)
+        assert found(TCP_USER_TIMEOUT) == (limit + 3.0) * 1000
+        assert idle + found(socket.TCP_KEEPCNT) * interval > limit
+
+
+@pytest.mark.parametrize("resets", [True, False])
+def test_a_process_that_ends_resets_its_links_unless_they_were_closed(resets: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+        reset_at_exit(Transport(far))
+        if not resets:
+            reset_at_exit(Transport(far), resets=False)
+        far.close()
+        with near:
+            if resets:
+                with pytest.raises(ConnectionResetError):
+                    near.recv(1)
+            else:
+                assert near.recv(1) == b""
+    reset_at_exit(object())
 
 
 class Process:
