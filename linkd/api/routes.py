@@ -768,24 +768,24 @@ def _responses(route: Route) -> dict[str, Any]:
     return dict(sorted(responses.items()))
 
 
+_STRUCTS = {"/v1/status": "NodeStatus", "/v1/peers/{name}/history": "LinkHistory"}
 _LISTS = {
     "/v1/events": {"events": "Event"},
     "/v1/outages": {"outages": "Outage", "availability": "Availability"},
 }
-"""Answers that are lists of structs: path, key, the struct's name."""
+"""Answers that are structs, by path; and those that are lists of structs: path, key, struct."""
 
 
 def _content(path: str, kind: str) -> dict[str, Any]:
     """Return the schema of a JSON answer, if a struct defines it."""
-    schema: dict[str, Any] | None = None
-    if kind == "application/json" and path == "/v1/status":
-        schema = {"$ref": "#/components/schemas/NodeStatus"}
-    elif kind == "application/json" and path == "/v1/peers/{name}/history":
-        schema = {"$ref": "#/components/schemas/LinkHistory"}
-    elif kind == "application/json" and path in _LISTS:
+    if kind != "application/json":
+        return {}
+    if path in _STRUCTS:
+        return {"schema": {"$ref": f"#/components/schemas/{_STRUCTS[path]}"}}
+    if path in _LISTS:
         of = {
             key: {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}}
             for key, name in _LISTS[path].items()
         }
-        schema = {"type": "object", "required": [*of], "properties": of}
-    return {} if schema is None else {"schema": schema}
+        return {"schema": {"type": "object", "required": [*of], "properties": of}}
+    return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,9 +19,9 @@ from linkd.log.base import Log
 from linkd.log.interface import OperatorNotice
 from linkd.net.rate_limit import TokenBucket, origin
 from linkd.node.link_driver import LinkDriver
-from linkd.node.outages import Current, Outages
+from linkd.node.outages import Outages
 from linkd.protocol.json import rfc3339
-from linkd.status import Availability, Event, LinkHistory, Outage, RefusedConnection
+from linkd.status import Event, LinkHistory, RefusedConnection
 
 if TYPE_CHECKING:
     from linkd.node.node import Node
@@ -569,32 +569,9 @@ class LinkRecorder:
             self.losses.take(event, fields)
         events.emit(event, level, **fields)  # type: ignore[arg-type]  # the core's level is a plain string
 
-    def configured(self, peer: str) -> None:
-        """Note that a configured link is not up; its outage begins now, unless one is open."""
-        self._outages.configured(peer, self._clock.seconds(), wall())
-
     def _has_share(self, owner: str) -> bool:
         """Return whether to keep an event about an owner's consumers; each owner has a limit."""
         now = self._clock.seconds()
         if owner not in self._shares:
             self._shares[owner] = TokenBucket(OWNER_EVENTS / 3600.0, OWNER_BURST, now)
         return not self._shares[owner].take(now)
-
-    def drilled(self, peer: str, seconds: float) -> None:
-        """Note that a drill disturbs a link for the next `seconds`."""
-        self._outages.drilled(peer, self._clock.seconds() + seconds)
-
-    def outage(self, peer: str) -> Current | None:
-        """Return the link's current outage, or None while it is up."""
-        return self._outages.current(peer, self._clock.seconds())
-
-    def outages(
-        self, peer: str | None, since_seconds: float | None, drills: bool
-    ) -> Iterator[Outage]:
-        """Yield recorded outages, oldest first; optionally of one peer, or of the last seconds."""
-        since = None if since_seconds is None else wall() - since_seconds
-        return self._outages.recorded(self._clock.seconds(), peer, since, drills)
-
-    def availability(self, peer: str, drills: bool) -> Availability:
-        """Return the share of the measured time in which a link was up."""
-        return self._outages.availability(peer, self._clock.seconds(), wall(), drills)

@@ -203,7 +203,7 @@ class Node:
         self.links.reload(old, config)
         for driver in self.links.drivers.values():
             if driver.link.state != "up":
-                self.recorder.configured(driver.peer)
+                self._outages.configured(driver.peer, self.clock.seconds(), wall())
         self._rules = ChannelRules(config.channels)
         if [key.name for key in config.api.keys] != [key.name for key in old.api.keys]:
             self.subscriptions.log_orphans()
@@ -409,8 +409,8 @@ class Node:
         return None if driver is None else self._link_status(driver)
 
     def _link_status(self, driver: LinkDriver) -> LinkStatus:
-        peer = driver.peer
-        return driver.status(self.recorder.outage(peer), self._outages.last_reason(peer))
+        outage = self._outages.current(driver.peer, self.clock.seconds())
+        return driver.status(outage, self._outages.last_reason(driver.peer))
 
     def outages(
         self, peer: str | None = None, since_seconds: float | None = None, drills: bool = True
@@ -418,14 +418,16 @@ class Node:
         """Yield the recorded outages, oldest first; KeyError if there is no such peer."""
         if peer is not None:
             self._check_peer(peer)
-        return self.recorder.outages(peer, since_seconds, drills)
+        since = None if since_seconds is None else wall() - since_seconds
+        return self._outages.recorded(self.clock.seconds(), peer, since, drills)
 
     def availability(self, peer: str | None = None, drills: bool = True) -> Iterator[Availability]:
         """Yield the availability of the links, or of one; KeyError if there is no such peer."""
         if peer is not None:
             self._check_peer(peer)
         peers = [driver.peer for driver in self.links.drivers.values()] if peer is None else [peer]
-        return (self.recorder.availability(one, drills) for one in peers)
+        now, stamp = self.clock.seconds(), wall()
+        return (self._outages.availability(one, now, stamp, drills) for one in peers)
 
     def history(self, peer: str) -> LinkHistory:
         """Return the last hour of one link; KeyError if there is no such peer."""
@@ -442,14 +444,14 @@ class Node:
     def drill_began(self, peer: str, drill: str, seconds: float) -> None:
         """A fault is made on a link on purpose; KeyError if there is no such peer."""
         self._check_peer(peer)
-        self.recorder.drilled(peer, seconds)
+        self._outages.drilled(peer, self.clock.seconds() + seconds)
         detail = f"{drill} for {seconds:g} s, made on purpose"
         self.log_event("warn", "drill.started", peer=peer, drill=drill, detail=detail)
 
     def drill_ended(self, peer: str, drill: str, verdict: str | None) -> None:
         """It is over; KeyError if there is no such peer."""
         self._check_peer(peer)
-        self.recorder.drilled(peer, 0.0)
+        self._outages.drilled(peer, self.clock.seconds())
         detail = f"{drill}: {verdict or 'broken off'}"
         self.log_event(
             "info", "drill.ended", peer=peer, drill=drill, verdict=verdict, detail=detail
