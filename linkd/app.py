@@ -39,7 +39,9 @@ from linkd.node import Node, Stores
 from linkd.node.history import LogMonitor
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Outages
-from linkd.pairing import PairingHooks, PairingServer, Renewal, local_call
+from linkd.pairing.client import Renewal
+from linkd.pairing.messages import PairingHooks
+from linkd.pairing.server import PairingServer, local_call
 from linkd.preflight import certificate_ends, check_files
 from linkd.status import CertificateRole
 

@@ -28,7 +28,7 @@ from linkd.errors import ConfigError, LinkdError, StateTooNew, Unavailable
 from linkd.events.catalog import Level
 from linkd.events.observers import Format, Installed
 from linkd.host import lock_state_dir, raise_open_file_limit, remove_stale_socket
-from linkd.pairing import prepare
+from linkd.pairing.ca import prepare
 from linkd.preflight import check_files
 from linkd.reactor import install as install_reactor
 from linkd.systemd import LoopWatch, ServiceManager

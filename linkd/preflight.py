@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from linkd.config import Config, parse_url
+from linkd.config import Config
+from linkd.config.addresses import parse_url
 from linkd.errors import ConfigError, Unavailable
 from linkd.net.auth import load_secret
 from linkd.net.certificates import load_certificates, load_key_pair

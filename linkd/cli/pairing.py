@@ -18,7 +18,7 @@ from linkd.cli.output import print_json
 from linkd.client.errors import Refused
 
 if TYPE_CHECKING:
-    from linkd.pairing import Joining
+    from linkd.pairing.client import Joining
 
 _PREFIX: Final = "/v1/pairing"
 _POLL_SECONDS: Final = 0.25
@@ -143,7 +143,8 @@ def _join(arguments: argparse.Namespace) -> int:
     """Join, have the daemon reload, and report the first `up`."""
     from linkd.config import files, load  # noqa: PLC0415  # slow to load
     from linkd.net.proxy import ProxySettings  # noqa: PLC0415
-    from linkd.pairing import HubUnreachable, PairingRefused, join  # noqa: PLC0415
+    from linkd.pairing.client import HubUnreachable, join  # noqa: PLC0415
+    from linkd.pairing.messages import PairingRefused  # noqa: PLC0415
 
     paths = files(config_path(arguments))
     config = load(paths)

@@ -1,17 +1,6 @@
 """The configuration: one typed table of settings, read from TOML files, checked before use."""
 
-from linkd.config.addresses import (
-    ENVIRONMENT,
-    ProxyUrl,
-    Url,
-    check_login_path,
-    is_loopback,
-    parse_address,
-    parse_network,
-    parse_proxy,
-    parse_url,
-)
-from linkd.config.loading import UnreadableConfig, files, load
+from linkd.config.loading import files, load
 from linkd.config.reload import Change, apply_live, changes
 from linkd.config.settings import (
     ApiKey,
@@ -28,7 +17,6 @@ from linkd.config.settings import (
 )
 
 __all__ = [
-    "ENVIRONMENT",
     "ApiKey",
     "ApiSettings",
     "Change",
@@ -40,18 +28,9 @@ __all__ = [
     "LogSettings",
     "NodeSettings",
     "PeerSettings",
-    "ProxyUrl",
     "ReconnectSettings",
-    "UnreadableConfig",
-    "Url",
     "apply_live",
     "changes",
-    "check_login_path",
     "files",
-    "is_loopback",
     "load",
-    "parse_address",
-    "parse_network",
-    "parse_proxy",
-    "parse_url",
 ]

@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IAddress, IProtocol
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 
-from linkd.config import ProxyUrl, Url
+from linkd.config.addresses import ProxyUrl, Url
 from linkd.errors import AttemptFailed, ConfigError, FailureKind
 from linkd.net.linux import format_address, limit_segment
 from linkd.net.proxy import Credentials, TunnelFactory, choose_proxy, late, make_handshake

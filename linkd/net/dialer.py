@@ -14,7 +14,8 @@ from twisted.internet.protocol import ReconnectingClientFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
-from linkd.config import PeerSettings, Url, parse_url
+from linkd.config import PeerSettings
+from linkd.config.addresses import Url, parse_url
 from linkd.core.backoff import DEFAULT_SPREAD, tcp_timeout
 from linkd.core.liveness import dialer_limit
 from linkd.errors import (

@@ -16,7 +16,8 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from linkd.clock import wall
-from linkd.config import Config, parse_address, parse_network
+from linkd.config import Config
+from linkd.config.addresses import parse_address, parse_network
 from linkd.core.backoff import bounded_spread
 from linkd.core.liveness import listener_limit
 from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable

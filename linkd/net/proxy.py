@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from linkd.config import ENVIRONMENT, ProxyUrl, Url, check_login_path, parse_proxy
+from linkd.config.addresses import ENVIRONMENT, ProxyUrl, Url, check_login_path, parse_proxy
 from linkd.errors import AttemptFailed, ConfigError, FailureKind, Reason
 from linkd.net import http_head
 from linkd.net.auth import read_secret_file

@@ -568,25 +568,6 @@ class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     relay: bool = False
 
 
-class Invited(msgspec.Struct, frozen=True):
-    """Its answer: the code, and for how many seconds it is valid."""
-
-    code: str
-    expires_seconds: float
-
-
-class Peers(msgspec.Struct, frozen=True):
-    """The answer of `GET /v1/pairing/peers`."""
-
-    peers: list[PairedPeer]
-
-
-class Revoked(msgspec.Struct, frozen=True):
-    """The answer of `POST …/peers/NAME/revoke`: how many certificates the listener now refuses."""
-
-    certificates: int
-
-
 def local_call(pairing: PairingServer, method: str, path: str, body: bytes) -> tuple[int, bytes]:
     """Answer a call below `/v1/pairing`; return status and body (JSON). For the unix socket only.
 
@@ -597,17 +578,18 @@ def local_call(pairing: PairingServer, method: str, path: str, body: bytes) -> t
         body: The request's body.
     """
     words = [unquote(word) for word in path.removeprefix(PREFIX).strip("/").split("/")]
-    answer: msgspec.Struct
+    status = 200
+    answer: dict[str, object]
     try:
         match (method, words):
             case ("POST", ["invite"]):
                 ask = msgspec.json.decode(body, type=Invite)
                 code = pairing.invite(ask.name, ask.address, ask.send, ask.receive, ask.relay)
-                answer = Invited(code, CODE_SECONDS)
+                status, answer = 201, {"code": code, "expires_seconds": CODE_SECONDS}
             case ("GET", ["peers"]):
-                answer = Peers(pairing.peers())
+                answer = {"peers": pairing.peers()}
             case ("POST", ["peers", name, "revoke"]):
-                answer = Revoked(pairing.revoke(name))
+                answer = {"certificates": pairing.revoke(name)}
             case _:
                 return _refusal(404, "not-found", f"there is no {method} {path[:200]}")
     except msgspec.DecodeError as error:
@@ -616,4 +598,4 @@ def local_call(pairing: PairingServer, method: str, path: str, body: bytes) -> t
         return _refusal(409, "pairing-refused", str(error))
     except (LinkdError, OSError) as error:
         return _refusal(500, "pairing-failed", str(error))
-    return (201 if isinstance(answer, Invited) else 200), msgspec.json.encode(answer)
+    return status, msgspec.json.encode(answer)

@@ -26,14 +26,8 @@ from linkd.api import websocket
 from linkd.api.server import ApiServer
 from linkd.api.session import ClientSession
 from linkd.api.websocket import WebSockets
-from linkd.config import (
-    Config,
-    HeartbeatSettings,
-    ListenSettings,
-    NodeSettings,
-    PeerSettings,
-    Url,
-)
+from linkd.config import Config, HeartbeatSettings, ListenSettings, NodeSettings, PeerSettings
+from linkd.config.addresses import Url
 from linkd.net import connection
 from linkd.net.connect import Resolver, look_up
 from linkd.net.dialer import DialerConnection, DialerContext, LinkDialer

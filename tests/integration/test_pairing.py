@@ -18,8 +18,8 @@ from twisted.internet.threads import deferToThread
 from linkd.config import Config, files, load
 from linkd.errors import ConfigError, LinkdError
 from linkd.net.tls import client_context
-from linkd.pairing import PairingRefused, decode_code, encode_code, join
-from linkd.pairing.client import HubUnreachable, due, renew
+from linkd.pairing.client import HubUnreachable, due, join, renew
+from linkd.pairing.messages import PairingRefused, decode_code, encode_code
 from tests.support import tls_lab
 from tests.support.pairing_lab import Hub, edge_config
 

@@ -18,7 +18,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from linkd.cli import main
-from linkd.pairing import local_call
+from linkd.pairing.server import local_call
 from tests.support.pairing_lab import Hub, edge_config
 
 reactor: Any = global_reactor

@@ -17,13 +17,14 @@ from twisted.internet import reactor as global_reactor
 from twisted.internet.threads import deferToThread
 
 from linkd.cli import main
-from linkd.config import load, parse_url
+from linkd.config import load
+from linkd.config.addresses import parse_url
 from linkd.drill.testbed import free_port
 from linkd.errors import AttemptFailed
 from linkd.net.linux import BACKSTOP_SECONDS, TCP_USER_TIMEOUT
 from linkd.net.proxy import ProxySettings, open_tunnel
-from linkd.pairing import PairingRefused, join
-from linkd.pairing.client import HubUnreachable, renew
+from linkd.pairing.client import HubUnreachable, join, renew
+from linkd.pairing.messages import PairingRefused
 from tests.integration.test_tls_link import Ends
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.pairing_lab import Hub, edge_config

@@ -29,7 +29,10 @@ from linkd.net.linux import (
 )
 from linkd.net.listener import Listener
 from linkd.net.tls import ServerTls
-from linkd.pairing import PairingHooks, PairingServer, join, prepare
+from linkd.pairing.ca import prepare
+from linkd.pairing.client import join
+from linkd.pairing.messages import PairingHooks
+from linkd.pairing.server import PairingServer
 from tests.support import tls_lab
 from tests.support.net_lab import SECRET, Link, Nodes, secret_file, settings, threaded_resolver
 from tests.support.pairing_lab import edge_config

@@ -19,8 +19,11 @@ from twisted.web.server import Site
 
 from linkd.config import Config, ListenSettings, files, load
 from linkd.net.tls import ServerTls
-from linkd.pairing import Authority, Code, PairingHooks, PairingServer, messages
+from linkd.pairing import messages
+from linkd.pairing.ca import Authority
 from linkd.pairing.client import make_request
+from linkd.pairing.messages import Code, PairingHooks
+from linkd.pairing.server import PairingServer
 from tests.support.tls_lab import Files, Listener
 
 

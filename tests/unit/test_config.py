@@ -23,13 +23,15 @@ from linkd.config import (
     ListenSettings,
     NodeSettings,
     PeerSettings,
-    ProxyUrl,
-    Url,
     apply_live,
     changes,
     files,
-    is_loopback,
     load,
+)
+from linkd.config.addresses import (
+    ProxyUrl,
+    Url,
+    is_loopback,
     parse_address,
     parse_network,
     parse_proxy,

@@ -8,7 +8,8 @@ from typing import NoReturn
 
 import pytest
 
-from linkd.config import UnreadableConfig, files, load
+from linkd.config import files, load
+from linkd.config.loading import UnreadableConfig
 from linkd.errors import ConfigError, Unavailable
 
 

@@ -25,21 +25,11 @@ from linkd.net.certificates import (
     names_host,
 )
 from linkd.net.tls import ServerTls
-from linkd.pairing import (
-    Authority,
-    Code,
-    PairingHooks,
-    PairingRefused,
-    PairingServer,
-    client,
-    decode_code,
-    encode_code,
-    local_call,
-    messages,
-    prepare,
-)
-from linkd.pairing.ca import host_of, public_address
+from linkd.pairing import client, messages
+from linkd.pairing.ca import Authority, host_of, prepare, public_address
 from linkd.pairing.client import make_request
+from linkd.pairing.messages import Code, PairingHooks, PairingRefused, decode_code, encode_code
+from linkd.pairing.server import PairingServer, local_call
 from linkd.preflight import check_files
 
 CODE = Code("edge-1", "hub.example.net:9443", bytes(range(10)), bytes(range(10, 20)))

@@ -20,9 +20,9 @@ from linkd.config import Config
 from linkd.config.settings import NodeSettings, PeerSettings
 from linkd.errors import ConfigError
 from linkd.net.certificates import pem
-from linkd.pairing import Authority, Renewal
 from linkd.pairing import client as renewals
-from linkd.pairing.client import CHECK_INTERVAL, RETRY_INTERVAL, make_request
+from linkd.pairing.ca import Authority
+from linkd.pairing.client import CHECK_INTERVAL, RETRY_INTERVAL, Renewal, make_request
 
 DAY = 86_400.0
 

@@ -10,7 +10,7 @@ from linkd.cli import main
 from linkd.cli.output import Colours
 from linkd.cli.status import check_line, node_text
 from linkd.clock import wall
-from linkd.pairing import Authority
+from linkd.pairing.ca import Authority
 from linkd.status import CertificateRole, CertificateStatus, LogStatus, NodeStatus
 
 STATUS = NodeStatus("hub", "1", 3.0, LogStatus("x", 1, 2, 3, 400), [], [])

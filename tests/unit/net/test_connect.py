@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkd.config import parse_url
+from linkd.config.addresses import parse_url
 from linkd.errors import ConfigError, unusable
 from linkd.protocol.peer import Goodbye, encode
 from tests.support.hosts import URL, Hosts, Temper, address

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.config import ProxyUrl, parse_proxy, parse_url
+from linkd.config.addresses import ProxyUrl, parse_proxy, parse_url
 from linkd.core.liveness import dialer_limit
 from linkd.errors import AttemptFailed, ConfigError
 from linkd.net.proxy import (

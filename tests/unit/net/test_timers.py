@@ -12,7 +12,8 @@ import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 
-from linkd.config import PeerSettings, parse_url
+from linkd.config import PeerSettings
+from linkd.config.addresses import parse_url
 from linkd.net.connect import Attempt, Budget, Candidate, Resolver
 from linkd.net.dialer import DialerContext, LinkDialer
 from linkd.net.listener import Listener

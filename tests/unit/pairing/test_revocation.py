@@ -19,7 +19,7 @@ from linkd import events
 from linkd.config import ListenSettings
 from linkd.net.certificates import load_certificates, load_revocation_lists
 from linkd.net.tls import ServerTls
-from linkd.pairing import Authority, NotRevoked
+from linkd.pairing.ca import Authority, NotRevoked
 from linkd.pairing.client import make_request
 from linkd.pairing.signers import GRACE_DAYS, load_keys
 

@@ -23,10 +23,11 @@ from linkd.config.addresses import Url
 from linkd.errors import LinkdError
 from linkd.net.certificates import load_certificates
 from linkd.net.tls import ServerTls, client_context
-from linkd.pairing import PairingHooks, PairingServer, join, prepare
 from linkd.pairing import client as joining
-from linkd.pairing.ca import DIRECTORY
-from linkd.pairing.client import HubUnreachable, renew_if_due
+from linkd.pairing.ca import DIRECTORY, prepare
+from linkd.pairing.client import HubUnreachable, join, renew_if_due
+from linkd.pairing.messages import PairingHooks
+from linkd.pairing.server import PairingServer
 
 DAY = 86_400.0
 START = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
