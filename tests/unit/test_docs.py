@@ -142,3 +142,89 @@ def test_commands_in_pages_are_commands() -> None:
 def test_a_wrong_command_in_a_page_is_found() -> None:
     text = "`linkd statux`\n```\nedge# linkd -c a.toml log stat --jsn  # linkd says so\n```\n"
     assert [*commands(text)] == [("log", ["--jsn"]), ("statux", [])]
+
+
+def figures_of(page: str) -> dict[tuple[str, ...], list[str]]:
+    """Return the rows of a page's tables: the cells by the heading and the first two cells."""
+    rows, heading = {}, ""
+    for line in (ROOT / "docs" / "measurements" / page).read_text().splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        elif line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            rows[heading, *cells[:2]] = cells
+    return rows
+
+
+def rounded_as(shown: str, measured: str) -> bool:
+    """Return whether a figure is the measured median, in as many decimals as it has."""
+    figure = re.sub(r"[^\d.]", "", shown)
+    median = float(measured.partition(" (")[0].replace(",", ""))
+    return figure == f"{median:.{len(figure.partition('.')[2])}f}"
+
+
+SYSTEMS = ("linkd", "mosquitto, QoS 1", "NATS, JetStream")
+COMPARED = {
+    "100-byte messages a second": ("Throughput", "100 B", 2),
+    "in batches of 64, as the client library sends them": ("Throughput", "100 B", 2),
+    "messages of 64 KiB a second": ("Throughput", "64 KiB", 2),
+    "median latency at 1,000 a second": ("Latency", "1,000/s", 2),
+    "memory of both ends, 100-byte messages": ("Throughput", "100 B", 5),
+    "1,000,000 messages of backlog arrive after a restart of the hub within": (
+        "Drain after an outage",
+        "1,000,000",
+        3,
+    ),
+    "one hub to 100 peers, deliveries a second": ("Fan-out", "100", 2),
+    "memory of these 101 daemons": ("Fan-out", "100", 4),
+}
+
+
+def test_the_comparison_in_the_readme_is_that_of_the_measurements() -> None:
+    section = (ROOT / "README.md").read_text().split("## Comparison")[1].split("\n## ")[0]
+    shown = {
+        cells[0]: cells[1:]
+        for line in section.partition("| one link,")[2].splitlines()[2:]
+        if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 4
+    }
+    assert {*shown} == {*COMPARED}
+    rows = figures_of("peers.md")
+    for title, (heading, case, column) in COMPARED.items():
+        own = "linkd"
+        if heading == "Throughput":
+            own = "linkd, batches of 64" if "batches" in title else "linkd, one a frame"
+        for cell, system in zip(shown[title], (own, *SYSTEMS[1:]), strict=True):
+            if cell != "–":
+                measured = rows[heading, case, system][column]
+                assert rounded_as(cell, measured), f"{title}: {system}: {cell}, now {measured}"
+
+
+def test_the_campaign_in_the_readme_is_that_of_the_measurements() -> None:
+    readme = (ROOT / "README.md").read_text()
+    quoted = re.search(r"of (\d+) random faults ([\d,]+) records were compared: 0 lost", readme)
+    assert quoted is not None
+    rows = {key[1]: key[2] for key in figures_of("campaign.md")}
+    assert quoted[1] == rows["faults"]
+    assert quoted[2] == rows["held against them, in the logs of all nodes"]
+    assert rows["**lost, twice, out of order**"] == "**0, 0, 0**"
+
+
+@pytest.mark.parametrize(
+    ("shown", "measured", "same"),
+    [
+        ("**1,140,000**", "1,140,000 (1,110,000 to 1,150,000)", True),
+        ("0.83 ms", "0.831 (0.831 to 0.832)", True),
+        ("45 MiB", "44.6 (17.2 to 55.5)", True),
+        ("0.84 ms", "0.831 (0.831 to 0.832)", False),
+        ("72,000", "72,100", False),
+    ],
+)
+def test_a_figure_is_compared_in_its_own_decimals(shown: str, measured: str, same: bool) -> None:
+    assert rounded_as(shown, measured) is same
+
+
+def test_the_quick_start_is_on_the_first_screen_of_the_readme() -> None:
+    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:24])
+    assert "\nscripts/demo " in first
+    assert "\nscripts/test " in first
+    assert "git clone" in first

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LINK = re.compile(r"(?<!!)\[[^\]\[]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(
+    r"(?<!!)\[[^\]\[]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|<\w+[^>]* src(?:set)?=\"([^\"]+)\""
+)
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 ELSEWHERE = re.compile(r"^[a-z][a-z0-9+.-]*:")
 PATHS = re.compile(r"`((?:docs|conf|scripts|systemd|tests|linkd|bench)/[\w./-]*\w)`")
@@ -51,7 +53,7 @@ def broken(page: Path) -> list[str]:
     """Return what the page's links miss, a sentence each."""
     missing = []
     for match in LINK.finditer(re.sub(r"`[^`]*`", "``", prose(page.read_text()))):
-        target = match[1] or match[2]
+        target = match[1] or match[2] or match[3]
         if ELSEWHERE.match(target):
             continue
         path, _, anchor = target.partition("#")
@@ -85,13 +87,16 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "# One `word`, two\n[fine](#one-word-two) [file](page.md#one-word-two) [out](https://a.b)\n"
-        "[gone](none.md) [no](#two) ![x](x.svg)\n```\n[code](none.md)\n# not a heading\n```\n"
+        '[gone](none.md) [no](#two) ![x](x.svg)\n<img src="y.png" alt="y">\n'
+        '<source srcset="page.md">\n'
+        "```\n[code](none.md)\n# not a heading\n```\n"
         "[neither](#not-a-heading)\n"
     )
     assert broken(page) == [
         "none.md: no such file",
         "#two: no such heading",
         "x.svg: no such file",
+        "y.png: no such file",
         "#not-a-heading: no such heading",
     ]
 
@@ -112,7 +117,9 @@ def test_every_page_in_docs_can_be_reached_from_the_readme() -> None:
         if page.is_dir():
             waiting += page.glob("*.md")
         elif page.suffix == ".md":
-            targets = [match[1] or match[2] for match in LINK.finditer(prose(page.read_text()))]
+            targets = [
+                match[1] or match[2] or match[3] for match in LINK.finditer(prose(page.read_text()))
+            ]
             waiting += [
                 (page.parent / target.partition("#")[0]).resolve()
                 for target in targets

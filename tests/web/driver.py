@@ -141,5 +141,9 @@ class Pages:
         """Return when (monotonic) something became true in a page."""
         return self._ask(name, within, until=code)[0]
 
+    def shoot(self, name: str, file: Path, scheme: str, width: int, height: int) -> None:
+        """Write a page's upper part as a PNG; `scheme` is `light` or `dark`."""
+        self._ask(name, 20, shoot=str(file), scheme=scheme, size=[width, height])
+
     def close(self, name: str) -> None:
         self._ask(name, 10, close=True)
