@@ -172,7 +172,7 @@ def _covers(entry: str, host: str, port: int) -> bool:
 # -- the protocols --------------------------------------------------------------------------------
 
 
-class Handshake(ABC):
+class ProxyHandshake(ABC):
     """The client's side of a proxy's protocol: bytes in, bytes out, until the tunnel is open.
 
     Args:
@@ -227,7 +227,7 @@ class Handshake(ABC):
 _SET_SECRET: Final = "set `proxy_secret_file`"  # noqa: S105 - a sentence
 
 
-class HttpHandshake(Handshake):
+class HttpHandshake(ProxyHandshake):
     """HTTP CONNECT. Source: RFC 9110 section 9.3.6."""
 
     _taken = 0
@@ -310,7 +310,7 @@ def _asked_schemes(raw: bytes) -> list[str]:
     return known if set(found) <= set(known) else [*known, _OTHER_SCHEME]
 
 
-class SocksHandshake(Handshake):
+class SocksHandshake(ProxyHandshake):
     """SOCKS version 5. Sources: RFC 1928, RFC 1929."""
 
     def __init__(self, target: Url, credentials: Credentials | None, has_worked: bool) -> None:
@@ -402,7 +402,7 @@ class SocksHandshake(Handshake):
 
 def make_handshake(
     proxy: ProxyUrl, target: Url, credentials: Credentials | None, has_worked: bool
-) -> Handshake:
+) -> ProxyHandshake:
     """Return the handshake with a proxy."""
     kind = HttpHandshake if proxy.scheme == "http" else SocksHandshake
     return kind(target, credentials, has_worked)
@@ -423,7 +423,9 @@ class TunnelFactory(ClientFactory):
 
     noisy = False
 
-    def __init__(self, candidate: Any, handshake: Handshake, inner: Any, timeout: float) -> None:
+    def __init__(
+        self, candidate: Any, handshake: ProxyHandshake, inner: Any, timeout: float
+    ) -> None:
         self.candidate = candidate
         self.handshake = handshake
         self.inner = inner
@@ -545,7 +547,7 @@ def open_tunnel(settings: ProxySettings, target: Url, timeout: float) -> socket.
     return connection
 
 
-def _tunnel_at(address: tuple[Any, ...], handshake: Handshake, end: float) -> socket.socket:
+def _tunnel_at(address: tuple[Any, ...], handshake: ProxyHandshake, end: float) -> socket.socket:
     """Return a socket with an open tunnel through one address of a proxy; blocks.
 
     Args:

@@ -16,7 +16,7 @@ from linkd.errors import AttemptFailed, ConfigError
 from linkd.net.proxy import (
     MAX_ANSWER_BYTES,
     Credentials,
-    Handshake,
+    ProxyHandshake,
     ProxySettings,
     choose_proxy,
     is_exempt,
@@ -154,7 +154,7 @@ def test_a_bad_file_of_credentials_is_refused_and_not_shown(tmp_path: Path, cont
 # -- the protocols --------------------------------------------------------------------------------
 
 
-def shake(handshake: Handshake, *answers: bytes) -> list[bytes]:
+def shake(handshake: ProxyHandshake, *answers: bytes) -> list[bytes]:
     """Return what the client sends, given these answers; each comes byte by byte."""
     sent = [handshake.begin()]
     for answer in answers:
@@ -163,7 +163,7 @@ def shake(handshake: Handshake, *answers: bytes) -> list[bytes]:
     return sent
 
 
-def failure(handshake: Handshake, *answers: bytes) -> tuple[str, str, str]:
+def failure(handshake: ProxyHandshake, *answers: bytes) -> tuple[str, str, str]:
     """Return kind, reason and detail of the failure, however the answers are cut."""
     with pytest.raises(AttemptFailed) as found:
         shake(handshake, *answers)
@@ -339,7 +339,7 @@ def test_the_bound_does_not_depend_on_how_an_answer_is_cut(more: int) -> None:
             assert handshake.rest == b""
 
 
-def shake_whole(handshake: Handshake, pieces: list[bytes]) -> None:
+def shake_whole(handshake: ProxyHandshake, pieces: list[bytes]) -> None:
     """Give a handshake these pieces of an answer."""
     for piece in pieces:
         handshake.receive(piece)
