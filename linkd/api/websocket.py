@@ -14,7 +14,6 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from linkd import events
 from linkd.api.access import (
     STREAM_PATH,
     TEXT_PATH,
@@ -30,7 +29,7 @@ from linkd.api.access import (
 from linkd.api.auth import Caller
 from linkd.api.call import Call, seconds_between
 from linkd.api.errors import ApiError
-from linkd.api.http import SMALL_BYTES, ApiRequest, CallerBudget
+from linkd.api.http import SMALL_BYTES, ApiRequest, CallerBudget, internal_error
 from linkd.api.session import ClientSession
 from linkd.core.liveness import FLOW_BYTES, ClientLiveness
 from linkd.net.linux import keep_unsent_small, path_of
@@ -527,12 +526,7 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         try:
             call()
         except Exception:  # noqa: BLE001 - Autobahn would swallow it, or leave the connection half open
-            events.emit(
-                "node.internal-error",
-                where="api websocket",
-                detail=Failure().getTraceback()[-2000:],
-            )
-            self.close(BUG, "linkd made a mistake; its log has the details")
+            self.close(BUG, internal_error("websocket").message)
 
 
 class WebSockets:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Unpack
 
-from linkd.client.api import WAIT_SECONDS, NodeBase
+from linkd.client.api import WAIT_SECONDS, NodeBase, PublishTotal
 from linkd.client.connection import Wire, bearer
 from linkd.client.errors import ClientError, NoDaemon
 from linkd.client.iterator import RecordIterator, RecordQueue
@@ -20,7 +20,6 @@ from linkd.client.options import (
     PublishOptions,
     Status,
     Stored,
-    plus,
 )
 from linkd.client.session import DaemonSession
 from linkd.errors import LinkdError
@@ -236,39 +235,23 @@ class Subscription(RecordIterator):
                 self._loop.call_soon_threadsafe(self._inbox.abandon)
 
 
-class Enqueued:
+class Enqueued(PublishTotal):
     """Many values that are being published: await it for their offsets.
 
     Cancelling the await does not cancel the publishes.
 
     Attributes:
-        stored: The values known to be stored, even if others were refused.
-        leading: How many values are stored before the first that was refused or is not settled.
         done: Returns whether all values are settled.
     """
 
     def __init__(self, under_way: list[tuple[int, Awaitable[Published]]]) -> None:
-        self.stored = Stored(0, 0, 0)
-        self.leading = 0
-        self._task = asyncio.ensure_future(self._settle(under_way))
+        super().__init__()
+        self._task = asyncio.ensure_future(self.settle(under_way))
         self._task.add_done_callback(_seen)
         self.done = self._task.done
 
     def __await__(self) -> Generator[Any, None, Stored]:
         return asyncio.shield(self._task).__await__()
-
-    async def _settle(self, under_way: list[tuple[int, Awaitable[Published]]]) -> Stored:
-        error: LinkdError | None = None
-        for count, outcome in under_way:
-            try:
-                self.stored = plus(self.stored, count, await outcome)
-                if error is None:
-                    self.leading += count
-            except LinkdError as failed:
-                error = error or failed
-        if error is not None:
-            raise error
-        return self.stored
 
 
 class Node(NodeBase[StatusWatcher, Subscription]):

@@ -20,17 +20,20 @@ from linkd.client.options import (
     PublishManyOptions,
     PublishOptions,
     Status,
+    Stored,
     SubscribeOptions,
     check_next,
     check_start,
     check_ttl,
     check_wait,
     check_window,
+    plus,
 )
 from linkd.client.publisher import NO_TERMS, InFlightPublishes, PublishTerms
 from linkd.client.record import Record, RecordContext, batches, encoded, pack
 from linkd.client.session import MAX_BODY_BYTES, DaemonSession
 from linkd.client.subscription import DEFAULT_WINDOW
+from linkd.errors import LinkdError
 from linkd.protocol.channels import check_channel
 from linkd.protocol.client import Published
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, check_headers, check_words
@@ -522,6 +525,33 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
         self._upkeep.report(
             ClientError(f"the subscription of {', '.join(patterns)[:200]}: {sentence}")
         )
+
+
+class PublishTotal:
+    """What is stored of many values that were published in batches.
+
+    Attributes:
+        stored: The values known to be stored, even if others were refused.
+        leading: How many values are stored before the first that was refused or is not settled.
+    """
+
+    def __init__(self) -> None:
+        self.stored = Stored(0, 0, 0)
+        self.leading = 0
+
+    async def settle(self, under_way: list[tuple[int, Awaitable[Published]]]) -> Stored:
+        """Return the total once all batches are settled; raise the first error among them."""
+        error: LinkdError | None = None
+        for count, outcome in under_way:
+            try:
+                self.stored = plus(self.stored, count, await outcome)
+                if error is None:
+                    self.leading += count
+            except LinkdError as failed:
+                error = error or failed
+        if error is not None:
+            raise error
+        return self.stored
 
 
 def _terms(options: PublishOptions | PublishManyOptions) -> PublishTerms:

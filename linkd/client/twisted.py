@@ -23,7 +23,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from linkd.client.api import NodeBase
+from linkd.client.api import NodeBase, PublishTotal
 from linkd.client.connection import Wire, bearer
 from linkd.client.errors import NoDaemon
 from linkd.client.iterator import RecordIterator, RecordQueue
@@ -37,7 +37,6 @@ from linkd.client.options import (
     Status,
     Stored,
     address,
-    plus,
 )
 from linkd.client.session import DaemonSession
 from linkd.errors import LinkdError
@@ -282,14 +281,6 @@ class Node(NodeBase[Observable[Status], Subscription]):
     async def _publish_many(
         self, channel: str, values: Iterable[Any], options: PublishManyOptions
     ) -> Stored:
-        total = Stored(0, 0, 0)
-        error: LinkdError | None = None
-        for count, outcome in await self._send_many(channel, values, options):
-            try:
-                total = plus(total, count, await outcome)
-            except LinkdError as failed:
-                error = error or failed
-        if error is not None:
-            raise error
+        total = await PublishTotal().settle(await self._send_many(channel, values, options))
         await self._wait_as_asked(options, channel, total.last)
         return total
