@@ -226,15 +226,19 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         super()._sendAutoPing()
 
     def sendPing(self, payload: bytes | None = None) -> None:
-        """Send a ping, unless a large message comes in: its bytes are life.
+        """Send a ping; while a large message comes in, a pong, which asks for no answer.
 
         The answers would wait behind it, and the package `ws` gives up with 60 of them waiting.
+        Without a byte from us the other host's kernel would have nothing to acknowledge: a client
+        that pauses, or that waits for memory of ours, would count as gone.
         """
         confirms = payload in self._confirms
-        if self.awaited() <= SMALL_BYTES or confirms:
-            super().sendPing(payload)
-            if self._confirms and payload and not confirms:
-                self._confirms.append(payload)
+        if self.awaited() > SMALL_BYTES and not confirms:
+            self._show_life()
+            return
+        super().sendPing(payload)
+        if self._confirms and payload and not confirms:
+            self._confirms.append(payload)
 
     def look_closer(self, now: float) -> None:
         """Update what is known of the program and of its path, before its silence is judged.

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 
 from linkd.api.websocket import ApiWebSocket
 from linkd.config import HeartbeatSettings
+from linkd.net.linux import path_of
 from linkd.net.websocket import ServerProtocol
 from tests.support.api_calls import Served, reactor, thread
 from tests.support.fake_node import KEY
@@ -199,16 +200,50 @@ async def test_a_page_that_does_not_read_for_a_while_stays_on_a_live_path(served
     assert await thread(read_late) >= 20 * len(body)
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_pauses_within_a_large_message_stays_on_a_live_path(
+    served: Served,
+) -> None:
+    """Nothing was sent to it meanwhile, so its kernel acknowledged nothing: it was reset."""
+    wire = await client(served, "/ws?channel=idle", Origin="https://app.example")
+    wire.sendall(bytes((0x81, 0xFF)) + (900_000).to_bytes(8, "big") + bytes(4) + b"x" * 10_000)
+    lasted, got = await thread(lambda: seconds_open(wire))
+    assert lasted >= WATCHED
+    assert b"\x8a\x00" in got, "a pong asks for no answer"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_whose_large_message_waits_for_memory_stays_on_a_live_path(
+    served: Served,
+) -> None:
+    wire = await client(served, "/ws?channel=idle", Origin="https://app.example")
+    gone = await client(served, "/ws?channel=idle", local=True)
+    served.api.budget.held, held = served.api.budget.most, served.api.budget.held
+    head = bytes((0x81, 0xFF)) + (900_000).to_bytes(8, "big") + bytes(4)
+    for each in (wire, gone):
+        each.sendall(head + b"x" * 10_000)
+    await thread(lambda: time.sleep(0.5))
+    sockets = served.api.websockets.sockets()
+    assert [each._resting for each in sockets] == [True, True]
+    (local,) = [each for each in sockets if path_of(each.transport) is None]
+    gone.close()
+    lasted, _ = await thread(lambda: seconds_open(wire))
+    assert lasted >= WATCHED
+    assert not local.open, "the one that has gone is noticed"
+    served.api.budget.held = held
+
+
 def test_no_ping_is_sent_while_a_large_message_comes_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package `ws` cut an upload after 300 s: 60 of its answers waited behind the message."""
     sent: list[bytes | None] = []
     monkeypatch.setattr(ServerProtocol, "sendPing", lambda self, payload: sent.append(payload))
+    monkeypatch.setattr(ApiWebSocket, "_show_life", lambda self: sent.append(None))
     socket = ApiWebSocket()
     socket._confirms.append(b"asked")
     monkeypatch.setattr(ApiWebSocket, "awaited", lambda self: 1 << 20)
     socket.sendPing(b"auto")
     socket.sendPing(b"asked")
-    assert sent == [b"asked"]
+    assert sent == [None, b"asked"]
     monkeypatch.setattr(ApiWebSocket, "awaited", lambda self: 0)
     socket.sendPing(b"auto")
-    assert sent == [b"asked", b"auto"]
+    assert sent == [None, b"asked", b"auto"]
