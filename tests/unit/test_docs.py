@@ -209,6 +209,18 @@ def test_the_campaign_in_the_readme_is_that_of_the_measurements() -> None:
     assert rows["**lost, twice, out of order**"] == "**0, 0, 0**"
 
 
+def test_the_campaign_in_the_promises_is_that_of_the_measurements() -> None:
+    promises = (ROOT / "docs" / "promises.md").read_text()
+    rows = {key[1]: key[2] for key in figures_of("campaign.md")}
+    held = int(rows["held against them, in the logs of all nodes"].replace(",", ""))
+    assert f"{held // 1_000_000} million records compared in the last, 0 lost" in promises
+    ends = [
+        re.search(r"median ([\d.]+ s)", rows[f"the {end} noticed a dead path"])
+        for end in ("listener", "dialer")
+    ]
+    assert " and ".join(found[1] for found in ends if found) in promises
+
+
 @pytest.mark.parametrize(
     ("shown", "measured", "same"),
     [
