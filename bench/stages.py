@@ -71,9 +71,9 @@ class _Socket:
     paused = False
     open = True
 
-    def send(self, payload: bytes, binary: bool) -> None:
+    def send(self, payload: bytes, binary: bool, more: tuple[bytes, ...] = ()) -> None:
         """Send."""
-        self.sent = payload
+        self.sent = payload, more
 
     def close(self, code: int, reason: str) -> None:
         """Close.

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from linkd.api.server import ApiServer
     from linkd.api.websocket import ApiWebSocket
 
+LARGE_BYTES = 32_768
+"""Records of this size are not worth being copied into a message with others."""
+
 MESSAGE_BYTES = 131_072
 """Frames are gathered into messages of about this size."""
 
@@ -215,10 +218,11 @@ class StreamSession(ClientSession):
         if self._version >= 2:
             self.send(frame)
 
-    def send_large(self, frame: client.FromDaemon) -> None:
-        """Send a frame that is worth a message of its own: it is encoded where it stays."""
+    def send_large(self, frame: client.Deliver) -> None:
+        """Send a delivery that is worth a message of its own: its records are not copied."""
         self.flush()
-        self.socket.send(client.encode((frame,)), True)
+        head, *more = client.encode_large(frame)
+        self.socket.send(head, True, tuple(more))
 
     def _flush_now(self) -> None:
         self._flush_due = False
@@ -392,7 +396,7 @@ class StreamSink(ApiSink):
     def batch(self, batch: Batch) -> bool:
         """Send records on as they are."""
         records, origin, session = batch.records, batch.origin, self._session
-        send = session.send if len(records) < MESSAGE_BYTES else session.send_large
+        send = session.send if len(records) < LARGE_BYTES else session.send_large
         send(
             client.Deliver(
                 self.id,

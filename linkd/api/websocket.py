@@ -45,7 +45,7 @@ from linkd.net.websocket import (
     ServerFactory,
     ServerProtocol,
     SilentLogger,
-    put,
+    frame_head,
 )
 from linkd.net.websocket import (
     SMALL_BYTES as SMALL_FRAME_BYTES,
@@ -196,18 +196,19 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         self.onMessage(payload, True)
         return True
 
-    def send_message(self, payload: bytes, binary: bool) -> None:
-        """Send one message; nothing once the other end has begun to close.
+    def send_message(self, payload: bytes, binary: bool, more: tuple[bytes, ...] = ()) -> None:
+        """Send one message, `payload` and then `more`; nothing if the other end began to close.
 
         Autobahn would refuse one that is larger than those that are taken here.
         """
         if self.state != STATE_OPEN:
             return
-        head, _ = put(MESSAGE if binary else TEXT, payload, 0)
-        if len(payload) < SMALL_FRAME_BYTES:
+        size = len(payload) + sum(map(len, more)) if more else len(payload)
+        head = frame_head(MESSAGE if binary else TEXT, size)
+        if size < SMALL_FRAME_BYTES:
             self.transport.write(head + payload)
         else:
-            self.transport.writeSequence((head, payload))
+            self.transport.writeSequence((head, payload, *more))
 
     # silence
 
@@ -402,18 +403,19 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
 
     # for the session
 
-    def send(self, payload: bytes, binary: bool) -> None:
-        """Send one message, unless the connection has ended."""
+    def send(self, payload: bytes, binary: bool, more: tuple[bytes, ...] = ()) -> None:
+        """Send one message, `payload` and then `more`, unless the connection has ended."""
         if not self.open:
             return
         if self.waiting > MAX_WAITING_BYTES:
             self.cut()
             return
-        self.send_message(payload, binary)
+        self.send_message(payload, binary, more)
         self.life.sent_at = self.clock.seconds()
         if self.paused and self._budget is not None:
-            self.waiting += len(payload)
-            self._budget.add(len(payload))
+            size = len(payload) + sum(map(len, more))
+            self.waiting += size
+            self._budget.add(size)
 
     def confirm(self, call: Callable[[], None]) -> None:
         """Send a ping behind all that was sent; make a call once its pong comes, or a later one's.

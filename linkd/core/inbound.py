@@ -195,7 +195,7 @@ class Inbound:
         self._log = ""
         self._epochs: tuple[EpochStart, ...] = ()
         self._step: BatchMessage | None = None
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self.part_bytes = 0
         self._last = (0, 0)  # where the last step began, and its records
         self._acked = 0

@@ -412,7 +412,7 @@ class Outbound:
         size = len(self._rest)
         end = size if size <= _WHOLE_BYTES else MAX_BATCH_BYTES
         part, self._rest = self._rest[:end], self._rest[end:]
-        effects.append(Send(encode(Part(part))))  # type: ignore[arg-type] # encoded as bytes are
+        effects.append(Send(encode(Part(part))))
         return len(part)
 
     def _one(self, batch: Batch, clock: float, effects: list[Effect]) -> int:

@@ -7,6 +7,7 @@ arrive complete itself. Masking uses the websockets library, which is faster (me
 
 from __future__ import annotations
 
+import errno
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from autobahn.twisted import websocket
 from autobahn.websocket import protocol, types
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.base import ReactorBase
+from twisted.internet.main import CONNECTION_LOST
 from twisted.logger import Logger
 
 from linkd.net.linux import NOTSENT_BYTES, keep_unsent_small
@@ -178,15 +180,18 @@ def take(data: bytes, position: int, masked: int, most: int) -> Found | int:
     return first, apply_mask(payload, data[start - 4 : start]), end
 
 
+def frame_head(first: int, length: int, masked: int = 0) -> bytes:
+    """Return the head of a frame without its mask; `masked` is 0x80 where a mask follows."""
+    if length < 126:
+        return bytes((first, masked | length))
+    if length < 65_536:
+        return bytes((first, masked | 126, length >> 8, length & 0xFF))
+    return bytes((first, masked | 127)) + length.to_bytes(8, "big")
+
+
 def put(first: int, payload: bytes, masked: int) -> tuple[bytes, bytes]:
     """Return a frame's head and its payload, masked where `masked` is 0x80, not where it is 0."""
-    length = len(payload)
-    if length < 126:
-        head = bytes((first, masked | length))
-    elif length < 65_536:
-        head = bytes((first, masked | 126, length >> 8, length & 0xFF))
-    else:
-        head = bytes((first, masked | 127)) + length.to_bytes(8, "big")
+    head = frame_head(first, len(payload), masked)
     if not masked:
         return head, payload
     mask = random.getrandbits(32).to_bytes(4, "big")
@@ -220,6 +225,49 @@ At 50 kB/s a small message then waits 0.5 s instead of 4 s behind parts of a lar
 
 _SEND_BYTES: Final = 1 << 20
 """Bytes offered to the kernel in one call; it accepts as many as fit."""
+
+
+_MOST_PIECES: Final = 64
+"""Pieces offered to the kernel in one call."""
+
+_FULL: Final = (errno.EWOULDBLOCK, errno.ENOBUFS)
+
+
+def gather_writes(stream: Any) -> None:
+    """Have a socket send large pieces as they are; Twisted joins all that waits before each call.
+
+    Args:
+        stream: A Twisted socket without TLS.
+    """
+    join_and_write = stream.doWrite
+
+    def write() -> Any:
+        first = memoryview(stream.dataBuffer)[stream.offset :]
+        queue: list[bytes] = stream._tempDataBuffer
+        if len(first) + stream._tempDataLen < LEAST_BYTES:
+            return join_and_write()
+        try:
+            sent = stream.socket.sendmsg([first, *queue[:_MOST_PIECES]])
+        except OSError as error:
+            return None if error.errno in _FULL else CONNECTION_LOST
+        if sent < len(first):
+            stream.offset += sent
+            return None
+        sent -= len(first)
+        stream.dataBuffer, stream.offset, done = b"", 0, 0
+        while done < len(queue) and sent >= len(queue[done]):
+            sent -= len(queue[done])
+            done += 1
+        if sent:
+            stream.dataBuffer, stream.offset = queue[done], sent
+            done += 1
+        del queue[:done]
+        stream._tempDataLen = sum(map(len, queue))
+        if queue or stream.dataBuffer:
+            return None
+        return join_and_write()  # nothing is left: it stops writing, and calls the producer
+
+    stream.doWrite = write
 
 
 class AdaptiveBuffer:
@@ -256,6 +304,7 @@ class AdaptiveBuffer:
         self._slow = self._small = False
         if self._stream is not None:
             self._stream.SEND_LIMIT = _SEND_BYTES
+            gather_writes(self._stream)
         if is_page:
             self._set(PAGE_BYTES)
 

@@ -88,6 +88,18 @@ class Publish(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
     wait: str = ""
 
 
+class _LargePublish(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
+    """A `Publish` whose records are a view of the message."""
+
+    sequence: Sequenced
+    channel: str
+    count: Sequenced
+    records: memoryview
+    ttl: float | None = None
+    ids: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_IDS)] = ()
+    wait: str = ""
+
+
 class WaitForPeer(msgspec.Struct, array_like=True, frozen=True, tag=3):
     """Ask for an answer (`WaitResult`) once `peer` has everything below `next` on disk.
 
@@ -369,9 +381,12 @@ SLICE_FRAMES = 256
 """The most of one slice, unless a single frame is larger. A frame takes about ten times its bytes
 in memory once it is decoded, so only the slice that is worked on is."""
 
+_DELIVER = Deliver.__struct_config__.tag
+
 _encoder = msgspec.msgpack.Encoder()
 _raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _publish = msgspec.msgpack.Decoder(Publish)
+_large_publish = msgspec.msgpack.Decoder(_LargePublish)
 _one_from_client = msgspec.msgpack.Decoder(FromClient)
 _from_client = msgspec.msgpack.Decoder(list[FromClient])
 _from_daemon = msgspec.msgpack.Decoder(list[FromDaemon])
@@ -382,6 +397,15 @@ _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 def encode(frames: Sequence[FromClient] | Sequence[FromDaemon]) -> bytes:
     """Return one message with these frames."""
     return _encoder.encode(frames)
+
+
+def encode_large(frame: Deliver) -> tuple[bytes, bytes, bytes]:
+    """Return one message with this frame in three pieces; its records are one, not copied."""
+    records = frame.records
+    before = _encoder.encode((_DELIVER, frame.id, frame.offset, frame.channel, frame.count))
+    behind = _encoder.encode((frame.time, frame.origin, frame.first))
+    head = b"\x91\x99" + before[1:] + b"\xc6" + len(records).to_bytes(4, "big")
+    return head, bytes(records), behind[1:]  # bytes are not copied, a view would be
 
 
 encode_frame = _encoder.encode
@@ -459,6 +483,25 @@ def split_from_client(
     return [], _slices(message, _bounds(_decode(_raw, message)))
 
 
+def _decode_large(frame: memoryview) -> FromClient:
+    """Return a frame of its own message; the record of a publish is not copied out of it."""
+    try:
+        found = _large_publish.decode(frame)
+    except _MALFORMED:  # another frame
+        other: FromClient = _decode(_one_from_client, frame)
+        return other
+    records = found.records if found.count == 1 else bytes(found.records)
+    return Publish(
+        found.sequence,
+        found.channel,
+        found.count,
+        records,  # type: ignore[arg-type] # all that reads one record takes a view
+        found.ttl,
+        found.ids,
+        found.wait,
+    )
+
+
 def _bounds(frames: list[msgspec.Raw]) -> list[tuple[int, int]]:
     """Return of each slice how many frames it has, and how many bytes."""
     bounds = []
@@ -481,7 +524,7 @@ def _slices(message: bytes, bounds: list[tuple[int, int]]) -> Iterator[list[From
         part = memoryview(message)[begin : begin + size]
         begin += size
         if number == 1:  # it may be large: not copied behind a head
-            yield [_decode(_one_from_client, part)]
+            yield [_decode_large(part)]
         else:
             yield _decode(_from_client, array_header(number) + part)
 

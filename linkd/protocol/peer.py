@@ -168,9 +168,9 @@ class BatchMessage(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc
 
 
 class Part(msgspec.Struct, array_like=True, frozen=True, tag="part", gc=False):
-    """The next bytes of the records of the last `batch`."""
+    """The next bytes of the records of the last `batch`; not copied out of the message."""
 
-    records: bytes
+    records: memoryview
 
 
 class Volatile(msgspec.Struct, array_like=True, frozen=True, tag="volatile", gc=False):

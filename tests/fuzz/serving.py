@@ -114,10 +114,10 @@ class Socket:
         """Return whether it reads."""
         return not self.paused
 
-    def send(self, payload: bytes, binary: bool) -> None:
+    def send(self, payload: bytes, binary: bool, more: tuple[bytes, ...] = ()) -> None:
         """Take a message."""
         if self.open:
-            self.sent.append((payload, binary))
+            self.sent.append((payload + b"".join(more), binary))
 
     def confirm(self, call: Callable[[], None]) -> None:
         """Have received everything."""

@@ -15,7 +15,7 @@ from linkd.api.stream import FRAME_BYTES, MAX_PATTERNS_BYTES, StreamSession
 from linkd.api.waits import WAIT_BYTES
 from linkd.net.rate_limit import SLICE_SECONDS
 from linkd.protocol import client
-from linkd.protocol.records import EncodedRecord, encode_records
+from linkd.protocol.records import EncodedRecord, NewRecords, encode_records
 from tests.support.fake_node import FakeNode, link, make_config
 from tests.support.step_clock import StepClock
 
@@ -33,8 +33,8 @@ class Socket:
     def has_room(self, size: int) -> bool:
         return not self.paused
 
-    def send(self, payload: bytes, binary: bool) -> None:
-        self.frames += client.decode_from_daemon(payload)
+    def send(self, payload: bytes, binary: bool, more: tuple[bytes, ...] = ()) -> None:
+        self.frames += client.decode_from_daemon(payload + b"".join(more))
 
     def close(self, code: int, reason: str) -> None:
         self.open = False
@@ -317,3 +317,30 @@ def test_a_wait_for_a_peer_that_is_removed_is_answered(bench: Bench) -> None:
     (result,) = bench.heard(client.WaitResult)
     assert (result.id, result.error) == (1, "not-found")
     assert bench.api.budget.held == 0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_large_publish_is_stored_as_it_came(bench: Bench, count: int) -> None:
+    records = encode_records([EncodedRecord(bytes(300_000))] * count)
+    taken: list[NewRecords] = []
+
+    def publish(draft: NewRecords, settled: object) -> None:
+        taken.append(draft)
+
+    bench.node.publish = publish  # type: ignore[assignment, method-assign]
+    bench.say(client.Publish(1, "a", count, records, 5.0, (), ""))
+    assert [(one.count, one.records, one.ttl) for one in taken] == [(count, records, 5.0)]
+    assert isinstance(taken[0].records, memoryview if count == 1 else bytes)
+
+
+def test_a_large_frame_that_is_no_publish_is_refused_by_its_own_bounds(bench: Bench) -> None:
+    bench.say(client.Subscribe(1, ("a" * 300_000,), "latest", "", 1))
+    (failed,) = bench.heard(client.Failed)
+    assert "length <= 255" in failed.message
+
+
+def test_a_large_delivery_is_sent_in_pieces_that_make_one_message() -> None:
+    frame = client.Deliver(7, 2**40, "a.b", 2, bytes(40_000), 1.5, "edge", 3)
+    pieces = client.encode_large(frame)
+    assert client.decode_from_daemon(b"".join(pieces)) == [frame]
+    assert pieces[1] is frame.records

@@ -4,12 +4,14 @@ put together once, whatever the pieces are.
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.task import Clock
 
 from linkd.net.connection import FrameWriter
@@ -28,6 +30,7 @@ from linkd.net.websocket import (
     TURN_SECONDS,
     AdaptiveBuffer,
     FrameReader,
+    gather_writes,
     put,
 )
 
@@ -44,6 +47,83 @@ class Wrapped:
 @pytest.fixture
 def stream() -> FileDescriptor:
     return FileDescriptor(reactor=Clock())  # type: ignore[arg-type]
+
+
+class Pipe:
+    """A socket that takes so many bytes in each call, or fails."""
+
+    def __init__(self, *room: int | OSError) -> None:
+        self.room = list(room)
+        self.calls: list[list[int]] = []
+        self.sent = b""
+
+    def sendmsg(self, pieces: list[bytes]) -> int:
+        self.calls.append([len(piece) for piece in pieces])
+        room = self.room.pop(0)
+        if isinstance(room, OSError):
+            raise room
+        data = b"".join(pieces)[:room]
+        self.sent += data
+        return len(data)
+
+    def send(self, data: bytes) -> int:
+        self.sent += bytes(data)
+        return len(data)
+
+
+class Sending(FileDescriptor):
+    """A descriptor that writes to a pipe."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        super().__init__(Clock())  # type: ignore[arg-type]
+        self.connected = True
+        self.socket = pipe
+        self.resumed = 0
+        gather_writes(self)
+        self.registerProducer(self, True)  # type: ignore[arg-type]
+
+    def writeSomeData(self, data: bytes) -> int:
+        return self.socket.send(data)
+
+    def startWriting(self) -> None:
+        """Nothing polls it."""
+
+    def stopWriting(self) -> None:
+        """Nothing polls it."""
+
+    def pauseProducing(self) -> None:
+        """It is told again what waits."""
+
+    def resumeProducing(self) -> None:
+        self.resumed += 1
+
+
+PIECES = [bytes([number]) * 50_000 for number in range(4)]
+
+
+@pytest.mark.parametrize(
+    "room", [[200_000], [50_000, 150_000], [1, 49_998, 1, 100_001, 49_999], [0, 130_000, 70_000]]
+)
+def test_large_pieces_are_sent_as_they_are_however_few_bytes_fit(room: list[int]) -> None:
+    pipe = Pipe(*room)
+    sending = Sending(pipe)
+    sending.writeSequence(PIECES)
+    while pipe.sent != b"".join(PIECES):
+        assert sending.doWrite() is None
+    assert sending.resumed == 1
+    assert pipe.calls[0] == [0, 50_000, 50_000, 50_000, 50_000]
+    sending.write(b"more")
+    assert sending.doWrite() is None
+    assert pipe.sent == b"".join(PIECES) + b"more"
+
+
+def test_a_full_socket_keeps_what_waits_and_a_broken_one_is_lost() -> None:
+    pipe = Pipe(BlockingIOError(errno.EAGAIN, ""), OSError(errno.EPIPE, ""))
+    sending = Sending(pipe)
+    sending.writeSequence(PIECES)
+    assert sending.doWrite() is None
+    assert sending.doWrite() is CONNECTION_LOST
+    assert pipe.calls == [[0] + [50_000] * 4] * 2
 
 
 def passed(pace: AdaptiveBuffer, seconds: float, times: int = 1) -> None:
