@@ -7,8 +7,8 @@ LINKD_BARE). Each RUN, COPY, ENV and USER is performed on a layer above it. Then
 with the limits of packaging/compose/compose.yml: a read-only root, no capabilities, a user that is
 not root, volumes for state, peers and socket, each in namespaces of its own. They are paired and
 exchange a message; they are stopped by SIGTERM, started again, and started without their volume.
---page writes docs/measurements/image.md. Needs root, debootstrap, iproute2 and iptables. Exit: 0 if
-all is as promised.
+--page writes docs/measurements/image.md. Needs root, debootstrap, iproute2, iptables and
+curl. Exit: 0 if all is as promised.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ for file in hosts resolv.conf; do
     mount --bind "$FILES/$file" "$TOP/etc/$file"
 done
 """
+OUTSIDE = "http://127.0.0.1:9480/healthz -o /dev/null"
 READ_ONLY = 'mount -o remount,ro,bind "$TOP"\n'
 AS_USER = (
     "setpriv", "--reuid", "10001", "--regid", "10001", "--clear-groups", "--no-new-privs",
@@ -293,9 +294,11 @@ class Notes:
         self.seen.append((what, result))
 
 
+READ = ("linkd", "subscribe", "orders", "--from", "earliest", "--count")
+
+
 def try_pair(hub: Container, edge: Container, note: Notes) -> None:
-    """Start, pair, send, stop, start again."""
-    read = ("linkd", "subscribe", "orders", "--from", "earliest", "--count", "1")
+    """Start both, pair them, send messages, stop them."""
     with started(hub), started(edge):
         ready = max(hub.await_healthy(), edge.await_healthy())
         note("the health check passes after", f"{ready:.1f} s", ready < 10)
@@ -312,21 +315,35 @@ def try_pair(hub: Container, edge: Container, note: Notes) -> None:
         note("`linkd invite` in one, `linkd join` in the other", up[0] if up else joined, bool(up))
         sent = edge.exec("linkd", "publish", "orders", '{"id": 7}', "--wait", "hub").strip()
         note("`linkd publish orders … --wait hub`", sent, "hub has it" in sent)
-        shown = hub.exec(*read).strip()
+        shown = hub.exec(*READ, "1").strip()
         note("`linkd subscribe orders`", f"`{shown}`", shown.endswith('{"id": 7}'))
-        took = max(edge.stop(), hub.stop())
-        note("SIGTERM to process 1 ends it within", f"{took:.1f} s", took < 5)
+        address = hub.exec("linkd", "token", "--dashboard").strip()
+        probe = hub.host.sh(f"curl -s -o /dev/null -w '%{{http_code}} ' {OUTSIDE} '{address}'")
+        right = address.startswith("http://127.0.0.1:9480/?token=")
+        note("`/healthz`, the dashboard from outside", probe.strip(), right and probe == "200 200 ")
+        took = [hub.stop()]
+        waiting = edge.exec("linkd", "publish", "orders", '{"id": 8}').strip()
+        note("the hub is stopped; `linkd publish orders`", waiting, waiting == "offset 2")
+        took.append(edge.stop())
+        note("SIGTERM to process 1 ends it within", f"{max(took):.1f} s", max(took) < 5)
+
+
+def try_again(hub: Container, edge: Container, note: Notes) -> None:
+    """Start both with the volumes of before: nothing may be missing."""
     with started(hub), started(edge):
         hub.await_healthy()
         edge.await_healthy()
-        again = hub.exec(*read).strip()
-        note("new containers, the same volumes: the message", f"`{again}`", again == shown)
+        again = hub.exec(*READ, "1").strip()
+        right = again.endswith('{"id": 7}')
+        note("new containers, the same volumes: the message", f"`{again}`", right)
         end = time.monotonic() + 10
         while not (up := re.search(r"hub +up", edge.exec("linkd", "status"))):
             if time.monotonic() > end:
                 break
             time.sleep(0.2)
         note("and the link", "up" if up else "down", bool(up))
+        late = hub.exec(*READ, "2").strip().splitlines()[-1].strip()
+        note("and the message that waited", f"`{late}`", late.endswith('{"id": 8}'))
 
 
 def try_without_volume(hub: Container, note: Notes) -> None:
@@ -371,6 +388,7 @@ def main() -> None:
         edge = Container(image, "edge-1", network.edge, directory, hosts)
         note = Notes()
         try_pair(hub, edge, note)
+        try_again(hub, edge, note)
         try_without_volume(hub, note)
         if "--page" in sys.argv:
             made = page(note.seen, image.size())
