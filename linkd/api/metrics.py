@@ -13,7 +13,6 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from linkd.status import ConsumerStatus, LinkStatus, NodeStatus
 
@@ -138,8 +137,7 @@ class PeerHistogram:
 
     def observe(self, peer: str, value: float) -> None:
         """Count a value."""
-        if peer not in self._buckets:
-            self.begin(peer)
+        self.begin(peer)
         self._buckets[peer].observe(value)
         self._texts.pop(peer, None)
 
@@ -223,7 +221,7 @@ class Metrics:
             waiting: Deferred[None] = Deferred()
             self._waiting.append(waiting)
             if len(self._waiting) == 1:
-                Deferred.fromCoroutine(self._make_page(links, share)).addErrback(self._failed)
+                Deferred.fromCoroutine(self._make_page(links, share)).addBoth(self._made)
             await waiting
         return self._page or b""
 
@@ -240,17 +238,13 @@ class Metrics:
                 until = share.end()
         self._page = "\n".join(lines).encode()
         self._page_at = share.seconds()
-        waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            if not one.called:
-                one.callback(None)
 
-    def _failed(self, failure: Failure) -> None:
-        """Fail all waiting requests: the text could not be rendered."""
+    def _made(self, outcome: Any) -> None:
+        """Go on with all waiting requests; a Failure fails them."""
         waiting, self._waiting = self._waiting, []
         for one in waiting:
             if not one.called:
-                one.errback(failure)
+                one.callback(outcome)
 
     def lines(self, status: NodeStatus) -> Iterator[str]:
         """Yield its lines, some of them together."""

@@ -185,8 +185,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     def connectionLost(self, reason: Failure) -> None:
         """Release everything that the connection held."""
         self.stop_deadline()
-        if self._turned_away is not None:
-            cancel(self._turned_away)
+        cancel(self._turned_away)
         self._lost = True
         drop_buffers(self.transport)
         super().connectionLost(reason)
@@ -218,15 +217,13 @@ class ApiChannel(_Channel):  # type: ignore[misc]
 
     def _start_deadline(self, seconds: float) -> None:
         """Cut the connection after `seconds`, unless another deadline is set before."""
-        if self._deadline is not None:
-            self.stop_deadline()
+        cancel(self._deadline)
         # After a freeze the deadline may be past although its timer has not run yet.
         self._deadline = self.callLater(max(0.0, seconds), self._late)
 
     def stop_deadline(self) -> None:
         """Let the connection take its time."""
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
+        cancel(self._deadline)
         self._deadline = None
 
     def _late(self) -> None:

@@ -69,7 +69,7 @@ def check_line(status: NodeStatus, peer: str | None = None) -> tuple[int, str]:
 def _down(link: LinkStatus) -> str:
     since = "" if link.down_since is None else f" since {clock_time(link.down_since)}"
     why = f" ({link.reason})" if link.reason else ""
-    state = "" if link.state in ("connecting", "opening", "resuming", "waiting") else link.state
+    state = "" if link.state in _QUIET else link.state
     failed = ": ".join(part for part in (link.attempt_reason, link.attempt_detail) if part)
     tried = f", last attempt: {failed}" if failed else ""
     word = f"DOWN {state}".strip()
@@ -100,8 +100,7 @@ def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
             found.append(f"nothing passes to {link.peer}: its `receive` lacks all of our `send`")
         skew = link.clock_skew_seconds
         if skew is not None and abs(skew) > WARN_SKEW_SECONDS:
-            where = "ahead of" if skew > 0 else "behind"
-            found.append(f"clock of {link.peer} is {duration(abs(skew))} {where} this host's")
+            found.append(f"clock of {link.peer} is {clock_words(skew)}")
         left = link.certificate_expires_seconds
         if left is not None and left < WARN_CERTIFICATE_SECONDS:
             found.append(f"certificate of {link.peer} expires in {duration(left)}")

@@ -12,7 +12,7 @@ import msgspec
 
 from linkd.client.errors import ClientError, Closed, NoDaemon, Refused, Replaced
 from linkd.client.options import REJECTED, Address, ConnectSettings, Key, Observable, State, Status
-from linkd.client.session import DaemonSession
+from linkd.client.session import DaemonSession, nothing
 from linkd.client.websocket import WebSocket
 from linkd.errors import LinkdError
 from linkd.protocol.client import SUBPROTOCOL
@@ -296,8 +296,8 @@ class Reconnector:
         self._cancel: Callable[[], Awaitable[object]] | None = None
         self._waiters: list[Awaitable[None]] = []
         self._flush_off: Callable[[], None] | None = None
-        self.on_wake: Callable[[], None] = _nothing
-        self.on_flush: Callable[[], None] = _nothing
+        self.on_wake: Callable[[], None] = nothing
+        self.on_flush: Callable[[], None] = nothing
         self._reported: tuple[str, float] | None = None
         status.call = self.call
         session.on_open = self._opened
@@ -489,7 +489,3 @@ class Reconnector:
 
     def _set(self, **changes: Any) -> None:
         self._status.set(msgspec.structs.replace(self._status.value, **changes))
-
-
-def _nothing() -> None:
-    """Do nothing: the default of a hook."""

@@ -202,7 +202,7 @@ class Observable(Generic[T]):
 
     def __init__(self, value: T) -> None:
         self.value = value
-        self.call: Callable[[Callable[[T], None], T], None] = _call
+        self.call: Callable[[Callable[[T], None], T], None] = lambda call, value: call(value)
         self._observers: list[Callable[[T], None]] = []
 
     def subscribe(self, observer: Callable[[T], None]) -> Callable[[], None]:
@@ -223,10 +223,6 @@ class Observable(Generic[T]):
         self.value = value
         for observer in list(self._observers):
             self.call(observer, value)
-
-
-def _call(observer: Callable[[T], None], value: T) -> None:
-    observer(value)
 
 
 REJECTED: Final = (400, 401, 403, 404, 421)

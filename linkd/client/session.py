@@ -70,8 +70,8 @@ class DaemonSession:
         self.node = ""
         self.max_body_bytes: int | None = None
         self.links: dict[str, str] = {}
-        self.on_open: Callable[[], None] = _nothing
-        self.on_links: Callable[[dict[str, str]], None] = _ignore
+        self.on_open: Callable[[], None] = nothing
+        self.on_links: Callable[[dict[str, str]], None] = nothing
         self.last_failure: LinkdError | None = None
         software = f"linkd-python {VERSION}"
         self._hello = client.checked(client.Open(client.VERSION, producer, software, run))
@@ -361,9 +361,5 @@ def _late(peer: str) -> TimedOut:
     return TimedOut("timeout", f"{peer} did not have it in time; it is stored and will get there")
 
 
-def _nothing() -> None:
-    """Do nothing: the default of a hook."""
-
-
-def _ignore(_: dict[str, str]) -> None:
+def nothing(*_: object) -> None:
     """Do nothing: the default of a hook."""

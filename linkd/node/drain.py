@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from twisted.internet.base import DelayedCall
 
+from linkd.net.timers import cancel
 from linkd.node.link_driver import LinkDriver
 from linkd.status import DrainStatus
 
@@ -93,7 +94,7 @@ class Drain:
         """Take links again, and start dialing; nothing happens if the node does not drain."""
         if self._began is None:
             return
-        self._stop_polling()
+        cancel(self._timer)
         self._began = None
         self._unsettled = {}
         self._has_ended_links = False
@@ -105,7 +106,7 @@ class Drain:
 
     def stop(self) -> None:
         """Stop polling: the node stops."""
-        self._stop_polling()
+        cancel(self._timer)
 
     def status(self) -> DrainStatus:
         """Return how far the drain is."""
@@ -161,8 +162,3 @@ class Drain:
         detail = f"{self._node.name} is draining, for a restart or for maintenance"
         for driver in tuple(self._node.links.drivers.values()):
             driver.stop(detail, self._retry_after)
-
-    def _stop_polling(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()

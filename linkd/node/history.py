@@ -447,11 +447,8 @@ class History:
             stamp: Unix seconds now, the time of the newest step.
         """
         rings = self._links.get(peer)
-        if rings is None:
-            return LinkHistory(peer, STEP_SECONDS, rfc3339(stamp), [], [], [], [], [])
-        return LinkHistory(
-            peer, STEP_SECONDS, rfc3339(stamp), *(rings.listed(name) for name in _SERIES)
-        )
+        series = ([] if rings is None else rings.listed(name) for name in _SERIES)
+        return LinkHistory(peer, STEP_SECONDS, rfc3339(stamp), *series)
 
 
 def _values(driver: LinkDriver, rings: _Rings) -> dict[str, float]:
