@@ -128,7 +128,7 @@ def kind_of(kind: inspect.Type) -> str:  # noqa: PLR0911  # one a type
             return "number" + _range(kind.ge, kind.le)
         case inspect.StrType():
             return "string" + _length(kind.min_length, kind.max_length, "character")
-        case inspect.BytesType():
+        case inspect.BytesType() | inspect.MemoryViewType():
             return "bytes" + _length(kind.min_length, kind.max_length, "byte")
         case inspect.BoolType():
             return "boolean"

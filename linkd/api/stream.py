@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from linkd.api.server import ApiServer
     from linkd.api.websocket import ApiWebSocket
 
-LARGE_BYTES = 32_768
-"""Records of this size are not worth being copied into a message with others."""
-
 MESSAGE_BYTES = 131_072
 """Frames are gathered into messages of about this size."""
 
@@ -396,7 +393,7 @@ class StreamSink(ApiSink):
     def batch(self, batch: Batch) -> bool:
         """Send records on as they are."""
         records, origin, session = batch.records, batch.origin, self._session
-        send = session.send if len(records) < LARGE_BYTES else session.send_large
+        send = session.send if len(records) < client.LARGE_BYTES else session.send_large
         send(
             client.Deliver(
                 self.id,

@@ -265,7 +265,13 @@ def gather_writes(stream: Any) -> None:
         stream._tempDataLen = sum(map(len, queue))
         if queue or stream.dataBuffer:
             return None
-        return join_and_write()  # nothing is left: it stops writing, and calls the producer
+        if stream.disconnecting or not stream.streamingProducer:
+            return join_and_write()  # nothing is left to write, but there is more to do
+        stream.stopWriting()
+        if stream.producerPaused:
+            stream.producerPaused = False
+            stream.producer.resumeProducing()
+        return None
 
     stream.doWrite = write
 

@@ -376,6 +376,9 @@ WHOLE_BYTES = 262_144
 WHOLE_FRAMES = 1024
 """A message up to this size is decoded at once; a larger one in slices, each in its turn."""
 
+LARGE_BYTES = 32_768
+"""Records of this size are not worth being copied out of their message, or into one."""
+
 SLICE_BYTES = 65_536
 SLICE_FRAMES = 256
 """The most of one slice, unless a single frame is larger. A frame takes about ten times its bytes
@@ -386,9 +389,18 @@ _DELIVER = Deliver.__struct_config__.tag
 _encoder = msgspec.msgpack.Encoder()
 _raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _publish = msgspec.msgpack.Decoder(Publish)
-_large_publish = msgspec.msgpack.Decoder(_LargePublish)
 _one_from_client = msgspec.msgpack.Decoder(FromClient)
 _from_client = msgspec.msgpack.Decoder(list[FromClient])
+_large_from_client = msgspec.msgpack.Decoder(
+    Open
+    | _LargePublish
+    | WaitForPeer
+    | Subscribe
+    | Unsubscribe
+    | Credit
+    | ConsumerAck
+    | WatchStatus
+)
 _from_daemon = msgspec.msgpack.Decoder(list[FromDaemon])
 _Decoded = TypeVar("_Decoded")
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -479,27 +491,20 @@ def split_from_client(
     if count > MAX_FRAMES:
         raise RemoteProtocolError(f"expected at most {MAX_FRAMES} frames in a message", 1008)
     if count <= WHOLE_FRAMES and len(message) <= WHOLE_BYTES:
-        return _decode(_from_client, message), None
+        if len(message) < LARGE_BYTES * count:
+            return _decode(_from_client, message), None
+        return [_decode_large(memoryview(frame)) for frame in _decode(_raw, message)], None
     return [], _slices(message, _bounds(_decode(_raw, message)))
 
 
 def _decode_large(frame: memoryview) -> FromClient:
-    """Return a frame of its own message; the record of a publish is not copied out of it."""
-    try:
-        found = _large_publish.decode(frame)
-    except _MALFORMED:  # another frame
-        other: FromClient = _decode(_one_from_client, frame)
-        return other
+    """Return a frame; the record of a publish is not copied out of it."""
+    found = _decode(_large_from_client, frame)
+    if type(found) is not _LargePublish:
+        return found  # type: ignore[no-any-return]
     records = found.records if found.count == 1 else bytes(found.records)
-    return Publish(
-        found.sequence,
-        found.channel,
-        found.count,
-        records,  # type: ignore[arg-type] # all that reads one record takes a view
-        found.ttl,
-        found.ids,
-        found.wait,
-    )
+    # All that reads one record takes a view.
+    return Publish(*msgspec.structs.astuple(msgspec.structs.replace(found, records=records)))
 
 
 def _bounds(frames: list[msgspec.Raw]) -> list[tuple[int, int]]:

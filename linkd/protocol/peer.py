@@ -167,6 +167,22 @@ class BatchMessage(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc
     encoding: Annotated[str, msgspec.Meta(max_length=16)] = ""
 
 
+class _LargeBatch(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc=False):
+    """A `BatchMessage` whose records are a view of the message."""
+
+    previous: Natural
+    next: Natural
+    epoch: Token
+    channel: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    count: Natural = 0
+    size: Natural = 0
+    records: memoryview = memoryview(b"")
+    time: Seconds = 0.0
+    ttl: Seconds | None = None
+    origin: Origin | None = None
+    encoding: Annotated[str, msgspec.Meta(max_length=16)] = ""
+
+
 class Part(msgspec.Struct, array_like=True, frozen=True, tag="part", gc=False):
     """The next bytes of the records of the last `batch`; not copied out of the message."""
 
@@ -254,10 +270,26 @@ Message = (
 
 
 _decoder = msgspec.msgpack.Decoder(Message)
+_large_decoder = msgspec.msgpack.Decoder(
+    Hello | _LargeBatch | Part | Volatile | Ack | Resend | GapNotice | Probe | Probed | Goodbye
+)
+
+_VIEW_BYTES = 32_768
+"""Records of this size are not worth being copied out of their message."""
 
 
 encode = msgspec.msgpack.Encoder().encode
 """Returns a message as the payload of one binary WebSocket message."""
+
+
+def _decode_large(payload: bytes) -> Message:
+    """Return a message; the record of a batch is not copied out of it."""
+    message = _large_decoder.decode(payload)
+    if type(message) is not _LargeBatch:
+        return message  # type: ignore[no-any-return]
+    records = message.records if message.count == 1 else bytes(message.records)
+    # All that reads one record takes a view.
+    return BatchMessage(*msgspec.structs.astuple(msgspec.structs.replace(message, records=records)))
 
 
 def decode(payload: bytes) -> Message:
@@ -271,6 +303,8 @@ def decode(payload: bytes) -> Message:
             f"expected a message of at most {MAX_MESSAGE_BYTES} bytes, got {len(payload)}", 1009
         )
     try:
+        if len(payload) >= _VIEW_BYTES:
+            return _decode_large(payload)
         message: Message = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"malformed message: {error}", 1007) from None

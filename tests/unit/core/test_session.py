@@ -477,7 +477,7 @@ def test_a_large_record_goes_in_parts_with_room_asked_for_between() -> None:
     assert isinstance(first, BatchMessage)
     assert (len(first.records), first.count) == (MAX_BATCH_BYTES, 1)
     assert outbound.eager
-    got = first.records
+    got = bytes(first.records)
     while outbound.eager:
         effects = outbound.writable(True, 0.0, 0.0)
         assert sum(len(each.payload) for each in effects if isinstance(each, Send)) <= 140_000
