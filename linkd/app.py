@@ -42,8 +42,7 @@ from linkd.node.outages import Outages
 from linkd.pairing.client import Renewal
 from linkd.pairing.messages import PairingHooks
 from linkd.pairing.server import PairingServer, local_call
-from linkd.preflight import certificate_ends, check_files
-from linkd.status import CertificateRole
+from linkd.preflight import CertificateEnd, certificate_ends, check_files
 
 MAX_WAITING: Final = 256
 
@@ -155,7 +154,10 @@ class Application:
         self._outages.resume(peers, reactor.seconds(), wall())
         stores = Stores(log, self._cursors, self._outages)
         self._origin = DialerContext(
-            config.node.name, secrets.token_hex(8), reactor, Resolver(reactor, _in_thread)
+            config.node.name,
+            secrets.token_hex(8),
+            reactor,
+            Resolver(reactor, lambda host: threads.deferToThread(look_up, host)),
         )
         self.node = Node(config, stores, reactor, self._make_dialer, random.Random())
         self._watch = LogMonitor(self.node, log, self._cursors)
@@ -292,16 +294,17 @@ class Application:
             self._warn_of_files, lambda _: None
         )
 
-    def _certificate_ends(self) -> list[tuple[CertificateRole, str | None, float]]:
+    def _certificate_ends(self) -> list[CertificateEnd]:
         """Return when certificates expire, including those of paired peers; runs in the worker."""
-        found: list[tuple[CertificateRole, str | None, float]] = [*certificate_ends(self.config)]
         names = {peer.name for peer in self.config.peers}
-        found += [("peer", *each) for each in self.pairing.certificate_ends() if each[0] in names]
-        return found
+        paired = [
+            CertificateEnd("peer", *each)
+            for each in self.pairing.certificate_ends()
+            if each[0] in names
+        ]
+        return certificate_ends(self.config) + paired
 
-    def _keep_certificate_ends(
-        self, found: list[tuple[CertificateRole, str | None, float]]
-    ) -> None:
+    def _keep_certificate_ends(self, found: list[CertificateEnd]) -> None:
         self.node.certificates = found
 
     def _warn_of_files(self, troubles: Sequence[LinkdError]) -> None:
@@ -394,8 +397,3 @@ def _log_opened(log: Log, seconds: float) -> None:
         bytes=log.size_bytes,
         open_seconds=seconds,
     )
-
-
-def _in_thread(host: str) -> Deferred[list[str]]:
-    """Look up a name in a thread."""
-    return threads.deferToThread(look_up, host)

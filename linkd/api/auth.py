@@ -43,17 +43,6 @@ class Caller:
         narrowing: The patterns that it was narrowed to, one after the other.
     """
 
-    __slots__ = (
-        "_covered",
-        "channel",
-        "mark",
-        "name",
-        "narrowing",
-        "operator",
-        "publish",
-        "subscribe",
-    )
-
     def __init__(
         self,
         name: str,

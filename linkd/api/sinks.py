@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from linkd.api.errors import ApiError
 from linkd.errors import LinkdError
+from linkd.node.subscriptions import Follower, Sink, Start
 from linkd.protocol.records import Batch
 
 if TYPE_CHECKING:
     from linkd.api.auth import Caller
     from linkd.api.http import CallerBudget
     from linkd.api.server import ApiServer
-    from linkd.node.subscriptions import Follower, Start
 
 Piece = TypeVar("Piece", bound=Sized)
 
@@ -28,7 +28,7 @@ PATTERN_COST = 96
 """Bytes of memory that a subscription takes, and each byte of its patterns (measured)."""
 
 
-class ApiSink(ABC):
+class ApiSink(Sink):
     """Delivers one subscription's records to a client.
 
     Args:
@@ -69,22 +69,6 @@ class ApiSink(ABC):
         """Return its cost to the budget."""
         paid, self._paid = self._paid, 0
         self._budget.release(paid)
-
-    @abstractmethod
-    def batch(self, batch: Batch) -> bool:
-        """Take records; see `linkd.node.subscriptions.Sink`."""
-
-    @abstractmethod
-    def volatile(self, batch: Batch) -> None:
-        """Take records without an offset."""
-
-    @abstractmethod
-    def gap(self, first: int, next: int) -> None:
-        """Report that offsets are gone."""
-
-    @abstractmethod
-    def end(self, reason: str) -> None:
-        """End: nothing more comes."""
 
     @abstractmethod
     def is_open_for(self, size: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import secrets
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
@@ -210,7 +209,7 @@ StatusType = TypeVar("StatusType", bound=Observable[Status])
 SubscriptionType = TypeVar("SubscriptionType", bound=RecordIterator)
 
 
-class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
+class NodeBase(Generic[StatusType, SubscriptionType]):
     """A client of one daemon, across reconnects; `async with` starts and closes it.
 
     Args:
@@ -262,7 +261,7 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        await self._close()
 
     @property
     def name(self) -> str:
@@ -284,10 +283,6 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
         if not self._upkeep.started:
             self._loop.bind()
             self._upkeep.start()
-
-    @abstractmethod
-    def close(self) -> Awaitable[None]:
-        """Close the connection; pending operations fail with Closed."""
 
     def subscribe(self, *patterns: str, **options: Unpack[SubscribeOptions]) -> SubscriptionType:
         """Subscribe to channels: an asynchronous iterator of records, which begins now.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from twisted.logger import Logger, LogLevel
 
 from linkd.events.catalog import COMMON_FIELDS, EVENTS, Level
@@ -9,7 +11,7 @@ from linkd.events.catalog import COMMON_FIELDS, EVENTS, Level
 Value = str | int | float | bool | None
 
 _log = Logger(namespace="linkd")
-_LEVELS = {
+LEVELS: Final[dict[Level, Any]] = {
     "debug": LogLevel.debug,
     "info": LogLevel.info,
     "warn": LogLevel.warn,
@@ -56,4 +58,4 @@ def emit(event: str, level: Level | None = None, /, **fields: Value) -> None:
     chosen = level or (kind.level if kind else "error")
     if chosen in _unwanted:
         return
-    _log.emit(_LEVELS[chosen], None, event=event, **fields)
+    _log.emit(LEVELS[chosen], None, event=event, **fields)

@@ -17,7 +17,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 
 from linkd.clock import wall
 from linkd.events.catalog import COMMON_FIELDS, EVENTS, Level
-from linkd.events.emitting import leave_out
+from linkd.events.emitting import LEVELS, leave_out
 from linkd.events.journal import Journal, entry_fields
 from linkd.events.sink import CLOSE_SECONDS, Dropped, LineSink
 from linkd.protocol.json import rfc3339
@@ -130,10 +130,7 @@ _PRIORITIES: Mapping[str, int] = {"debug": 7, "info": 6, "warn": 4, "error": 3}
 """Priorities that the journal reads at the start of a line. Source: sd-daemon(3)."""
 
 _LEVELS: Mapping[object, Level] = {
-    LogLevel.debug: "debug",
-    LogLevel.info: "info",
-    LogLevel.warn: "warn",
-    LogLevel.error: "error",
+    **{level: name for name, level in LEVELS.items()},
     LogLevel.critical: "error",
 }
 _ORDER: Final[tuple[Level, ...]] = ("debug", "info", "warn", "error")
