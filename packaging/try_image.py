@@ -42,11 +42,21 @@ Tried {when} UTC on Linux {kernel} by `packaging/try_image.py --page`. No image 
 registry was available there: the script performs the steps of `packaging/Containerfile` on a Debian
 {suite} made by debootstrap, not `debian:{suite}-slim`, and runs the result with the limits of
 `packaging/compose/compose.yml` (read-only root file system, no capability, no new privileges): two
-containers, each in namespaces of its own. Docker and Podman have not run it yet.
+containers, each in namespaces of its own.
 
 | what | seen |
 |---|---|
 {rows}
+
+## With Podman
+
+2026-12-01, Podman 4.3.1 with runc, no registry and no systemd: `podman import` made the base out
+of the same Debian, and `podman build --isolation chroot --build-arg BASE=…` took 38 s; the image
+has 471 MB, of which the base has 219. Two containers ran with `--read-only --cap-drop ALL
+--security-opt no-new-privileges` and named volumes: user 10001, no capability in any set,
+`NoNewPrivs: 1`. They were paired and exchanged a message by the commands of the compose example.
+`podman stop` took 0.24 and 0.39 s, exit status 0. Without the volume for the state: exit status 2,
+and the same sentence. Not tried: Docker, compose itself, and health checks by a timer.
 """
 ENTER = """
 mount --make-rprivate /
