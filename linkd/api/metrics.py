@@ -137,7 +137,8 @@ class PeerHistogram:
 
     def observe(self, peer: str, value: float) -> None:
         """Count a value."""
-        self.begin(peer)
+        if peer not in self._buckets:  # this is asked for each batch
+            self.begin(peer)
         self._buckets[peer].observe(value)
         self._texts.pop(peer, None)
 
