@@ -1,4 +1,4 @@
-"""A machine with a real systemd: booted in namespaces of its own over a throw-away copy of `/`.
+"""A machine with a real systemd: booted in namespaces of its own over a throw-away copy of a root.
 
 Everything that the booted system writes goes to a tmpfs that ends with it: its root is an overlay,
 and /tmp, /run, /dev and the cgroups are its own; /sys and /proc/sys are read-only, so that it
@@ -19,7 +19,7 @@ BOOT = r"""
 mount -t tmpfs -o mode=755 tmpfs "$S"
 mkdir "$S/up" "$S/work" "$S/root"
 r=$S/root
-mount -t overlay overlay -o lowerdir=/,upperdir="$S/up",workdir="$S/work" "$r"
+mount -t overlay overlay -o lowerdir="$LOWER",upperdir="$S/up",workdir="$S/work" "$r"
 mount -t proc proc "$r/proc"
 mount --bind "$r/proc/sys" "$r/proc/sys"
 mount -o remount,bind,ro "$r/proc/sys"
@@ -39,7 +39,8 @@ mount -t tmpfs -o mode=755 tmpfs "$r/run"
 mkdir "$r/run/lock"
 mount -t tmpfs -o mode=1777 tmpfs "$r/tmp"
 mount -t tmpfs -o mode=1777 tmpfs "$r/var/tmp"
-if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+# Debian 13 can't do with cgroups of old.
+if [ -e /sys/fs/cgroup/cgroup.controllers ] || [ "$LOWER" != / ]; then
     mount -t cgroup2 cgroup2 "$r/sys/fs/cgroup"
 else
     mount -t tmpfs -o mode=755 tmpfs "$r/sys/fs/cgroup"
@@ -81,8 +82,11 @@ class Machine:
         pid: Of its systemd, as seen from outside.
     """
 
-    def __init__(self, name: str, directory: Path) -> None:
-        """Boot it, within 60 s; `directory` is an empty one for its mounts.
+    def __init__(self, name: str, directory: Path, root: str = "/") -> None:
+        """Boot it, within 60 s.
+
+        `directory` is an empty one for its mounts. `root` is the root that it gets a copy of, or
+        several, the uppermost first, with colons between.
 
         Raises:
             RuntimeError: It did not boot; the message has what it said.
@@ -106,6 +110,7 @@ class Machine:
                 env={
                     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
                     "S": str(mounts),
+                    "LOWER": root,
                     "NAME": name,
                     "BOOT": BOOT,
                 },
