@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -134,6 +135,9 @@ _LEVELS: Mapping[object, Level] = {
     LogLevel.critical: "error",
 }
 _ORDER: Final[tuple[Level, ...]] = ("debug", "info", "warn", "error")
+
+_PLACES: Final = {name: place for place, name in enumerate(COMMON_FIELDS)}
+_UNQUOTED: Final = re.compile(r'[^ "=\\]+')
 
 _NOISE = ("dropping connection to peer", "dropConnection", "Connection to/from peer")
 """Warnings of Autobahn whenever a connection ends: the link's own line is more precise."""
@@ -347,7 +351,7 @@ def _foreign(event: LogEvent, level: Level) -> tuple[str, Level, Fields] | None:
 
 def _place(name: str) -> int:
     """Common fields first, in their order; the rest in their order (sorting is stable)."""
-    return COMMON_FIELDS.index(name) if name in COMMON_FIELDS else len(COMMON_FIELDS)
+    return _PLACES.get(name, len(_PLACES))
 
 
 def _text_value(value: object) -> str:
@@ -357,5 +361,5 @@ def _text_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)
-    bare = text and text.isprintable() and not any(sign in text for sign in ' "=\\')
+    bare = text.isprintable() and _UNQUOTED.fullmatch(text)
     return text if bare else json.dumps(text, ensure_ascii=not text.isprintable())
