@@ -3,14 +3,12 @@
 One line a change, one `emit` a line. Never a payload, a secret, or a line a record.
 """
 
-from linkd.events.catalog import COMMON_FIELDS, EVENTS, EventSpec, Level
-from linkd.events.emitting import emit, unknown_fields
+from linkd.events.catalog import COMMON_FIELDS, EVENTS, Level, emit, unknown_fields
 from linkd.events.observers import Observer, install, json_line, text_line
 
 __all__ = [
     "COMMON_FIELDS",
     "EVENTS",
-    "EventSpec",
     "Level",
     "Observer",
     "emit",

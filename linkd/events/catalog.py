@@ -1,15 +1,17 @@
-"""The catalogue of log events: name, level, fields, and which lines are repeats of one another.
+"""The catalogue of log events, and `emit`, the one way to log.
 
-docs/events.md has the meaning of each and what its reader does about it; a test compares the two.
+A row has name, level and fields of an event, and which lines are repeats of one another.
+docs/events.md has its meaning and what a reader does about it; a test compares the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Final, Literal
 
 import msgspec
+from twisted.logger import Logger, LogLevel
 
 Level = Literal["debug", "info", "warn", "error"]
 
@@ -160,3 +162,55 @@ _ROWS = (
 )
 
 EVENTS: Mapping[str, EventSpec] = {row.name: row for row in _ROWS}
+
+Value = str | int | float | bool | None
+
+_log = Logger(namespace="linkd")
+LEVELS: Final[dict[Level, Any]] = {
+    "debug": LogLevel.debug,
+    "info": LogLevel.info,
+    "warn": LogLevel.warn,
+    "error": LogLevel.error,
+}
+
+
+_unwanted: tuple[Level, ...] = ()
+
+
+def leave_out(*levels: Level) -> None:
+    """Skip events of these levels from now on: no observer writes them."""
+    global _unwanted  # noqa: PLW0603 - as the log, it is one for the process
+    _unwanted = levels
+
+
+def unknown_fields(event: str, fields: list[str] | tuple[str, ...]) -> list[str]:
+    """Return what of `fields` the table lacks for `event`; `["event"]` for an unknown event."""
+    kind = EVENTS.get(event)
+    if kind is None:
+        return ["event"]
+    return [name for name in fields if name not in kind.fields and name not in COMMON_FIELDS]
+
+
+def emit(event: str, level: Level | None = None, /, **fields: Value) -> None:
+    """Log one line.
+
+    A name or a field that the table lacks does not stop the daemon: the line is written, and a
+    `node.internal-error` beside it. tests/unit/test_events.py finds such calls in the source.
+
+    Args:
+        event: A name in the table.
+        level: Another than the table's, where the case is better or worse.
+        fields: What was measured; None is left out. Durations in seconds, sizes in bytes.
+    """
+    loose = unknown_fields(event, tuple(fields))
+    if loose:
+        emit(
+            "node.internal-error",
+            where=event,
+            detail=f"the table of events has no {', '.join(loose)}",
+        )
+    kind = EVENTS.get(event)
+    chosen = level or (kind.level if kind else "error")
+    if chosen in _unwanted:
+        return
+    _log.emit(LEVELS[chosen], None, event=event, **fields)

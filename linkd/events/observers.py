@@ -17,8 +17,7 @@ import msgspec
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 
 from linkd.clock import wall
-from linkd.events.catalog import COMMON_FIELDS, EVENTS, Level
-from linkd.events.emitting import LEVELS, leave_out
+from linkd.events.catalog import COMMON_FIELDS, EVENTS, LEVELS, Level, leave_out
 from linkd.events.journal import Journal, entry_fields
 from linkd.events.sink import CLOSE_SECONDS, Dropped, LineSink
 from linkd.protocol.json import rfc3339

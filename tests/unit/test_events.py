@@ -24,8 +24,8 @@ from linkd.events import (
     EVENTS,
     Level,
     Observer,
+    catalog,
     emit,
-    emitting,
     json_line,
     text_line,
     unknown_fields,
@@ -375,9 +375,9 @@ def test_only_the_stream_that_journal_stream_names_is_the_journal(tmp_path: Path
 
 def test_lines_that_nobody_writes_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
-    monkeypatch.setattr(emitting._log, "emit", lambda *_, event, **__: built.append(event))
-    monkeypatch.setattr(emitting, "_unwanted", ())
-    emitting.leave_out("debug")
+    monkeypatch.setattr(catalog._log, "emit", lambda *_, event, **__: built.append(event))
+    monkeypatch.setattr(catalog, "_unwanted", ())
+    catalog.leave_out("debug")
     for event in ("link.connecting", "link.up"):
         emit(event)
     emit("link.connecting", "info")
