@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from select import select
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.logger import globalLogPublisher
 
-from linkd.reactor import EagerWriteReactor
+from linkd.reactor import EagerWriteReactor, EventWaker
 
 LARGE = 8 << 20
 
@@ -118,6 +120,27 @@ def heard(near: socket.socket) -> bytes:
         return near.recv(1 << 20)
     except BlockingIOError:
         return b""
+
+
+def test_calls_from_another_thread_wake_it_once(reactor: Asked) -> None:
+    made: list[int] = []
+    thread = Thread(target=lambda: [reactor.callFromThread(made.append, n) for n in range(3)])
+    thread.start()
+    thread.join()
+    waker = reactor.waker
+    assert select([waker], [], [], 0.0)[0]
+    reactor.doIteration(5.0)
+    reactor.runUntilCurrent()
+    assert made == [0, 1, 2]
+    assert not select([waker], [], [], 0.0)[0]
+
+
+def test_its_waker_has_a_name_and_closes() -> None:
+    waker = EventWaker()
+    assert waker.logPrefix() == "waker"
+    waker.connectionLost(None)
+    with pytest.raises(OSError, match="descriptor"):
+        waker.wakeUp()
 
 
 def test_what_is_written_in_a_turn_goes_at_its_end_and_epoll_is_not_asked(reactor: Asked) -> None:
