@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, Self
 
@@ -223,57 +223,86 @@ PAGE_BYTES: Final = 8192
 At 50 kB/s a small message then waits 0.5 s instead of 4 s behind parts of a large one.
 """
 
-_SEND_BYTES: Final = 1 << 20
-"""Bytes offered to the kernel in one call; it accepts as many as fit."""
-
-
 _MOST_PIECES: Final = 64
 """Pieces offered to the kernel in one call."""
+
+_JOINED_BYTES: Final = 8192
+"""Pieces that are smaller on average are joined first: a piece costs as much as so many bytes."""
 
 _FULL: Final = (errno.EWOULDBLOCK, errno.ENOBUFS)
 
 
-def gather_writes(stream: Any) -> None:
-    """Have a socket send large pieces as they are; Twisted joins all that waits before each call.
+class DirectWriter:
+    """Replaces a socket's sending half by one of fewer calls that does not copy large pieces.
+
+    Twisted makes fourteen calls for each message, and joins all that waits before each write.
 
     Args:
-        stream: A Twisted socket without TLS.
+        stream: A Twisted socket. TLS, if any, is a transport above it.
     """
-    join_and_write = stream.doWrite
 
-    def write() -> Any:
-        first = memoryview(stream.dataBuffer)[stream.offset :]
+    __slots__ = ("_finish", "_stream")
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._finish = stream.doWrite
+        stream.doWrite = self._send
+        stream.write, stream.writeSequence = self._write, self._write_all
+
+    def _write(self, data: bytes) -> None:
+        self._write_all((data,))
+
+    def _write_all(self, pieces: Sequence[bytes]) -> None:
+        stream = self._stream
+        if not stream.connected or stream._writeDisconnected:
+            return
+        stream._tempDataBuffer += pieces
+        stream._tempDataLen += sum(map(len, pieces))
+        waiting = stream._tempDataLen + len(stream.dataBuffer)
+        if waiting > stream.bufferSize and stream.streamingProducer and stream.producer is not None:
+            stream.producerPaused = True
+            stream.producer.pauseProducing()
+        stream.reactor.addWriter(stream)
+
+    def _send(self) -> Any:
+        """Send what the kernel takes; return an error where the connection is lost."""
+        stream = self._stream
         queue: list[bytes] = stream._tempDataBuffer
-        if len(first) + stream._tempDataLen < LEAST_BYTES:
-            return join_and_write()
+        if len(queue) > 1 and stream._tempDataLen < _JOINED_BYTES * len(queue):
+            queue[:] = [b"".join(queue)]
+        pieces: list[bytes | memoryview] = [*queue[:_MOST_PIECES]]
+        if stream.dataBuffer:
+            pieces.insert(0, memoryview(stream.dataBuffer)[stream.offset :])
         try:
-            sent = stream.socket.sendmsg([first, *queue[:_MOST_PIECES]])
+            self._sent(stream.socket.sendmsg(pieces))
         except OSError as error:
             return None if error.errno in _FULL else CONNECTION_LOST
-        if sent < len(first):
-            stream.offset += sent
-            return None
-        sent -= len(first)
-        stream.dataBuffer, stream.offset, done = b"", 0, 0
-        while done < len(queue) and sent >= len(queue[done]):
-            sent -= len(queue[done])
-            done += 1
-        if sent:
-            stream.dataBuffer, stream.offset = queue[done], sent
-            done += 1
-        del queue[:done]
-        stream._tempDataLen = sum(map(len, queue))
         if queue or stream.dataBuffer:
             return None
-        if stream.disconnecting or not stream.streamingProducer:
-            return join_and_write()  # nothing is left to write, but there is more to do
-        stream.stopWriting()
-        if stream.producerPaused:
+        if stream.disconnecting or stream._writeDisconnecting or not stream.streamingProducer:
+            return self._finish()  # nothing is left to write, but there is more to do
+        stream.reactor.removeWriter(stream)
+        if stream.producerPaused and stream.producer is not None:
             stream.producerPaused = False
             stream.producer.resumeProducing()
         return None
 
-    stream.doWrite = write
+    def _sent(self, size: int) -> None:
+        """Take from the queue what was sent."""
+        stream = self._stream
+        rest = len(stream.dataBuffer) - stream.offset
+        if size < rest:
+            stream.offset += size
+            return
+        size -= rest
+        queue, done = stream._tempDataBuffer, 0
+        while done < len(queue) and size >= len(queue[done]):
+            size -= len(queue[done])
+            done += 1
+        stream.dataBuffer = queue[done] if size else b""
+        stream.offset = size
+        del queue[: done + 1 if size else done]
+        stream._tempDataLen = sum(map(len, queue))
 
 
 class AdaptiveBuffer:
@@ -309,8 +338,7 @@ class AdaptiveBuffer:
         self._quick_bytes = 0
         self._slow = self._small = False
         if self._stream is not None:
-            self._stream.SEND_LIMIT = _SEND_BYTES
-            gather_writes(self._stream)
+            DirectWriter(self._stream)
         if is_page:
             self._set(PAGE_BYTES)
 

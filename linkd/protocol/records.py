@@ -325,11 +325,12 @@ def check_records(records: bytes, count: int, max_body_bytes: int) -> None:
         BadRecord: These are not `count` well-formed records.
         BodyTooLarge: A body has more than `max_body_bytes`.
     """
-    if _are_alike(records, count) and len(records) <= max_body_bytes * count:
+    alike = count >= _LEAST_ALIKE and _are_alike(records, count)
+    if alike and len(records) <= max_body_bytes * count:
         return
     found: Sequence[_View | EncodedRecord] = (
         _views_of(records, count)
-        if len(records) > _VIEW_BYTES * count
+        if count == 1 or len(records) > _VIEW_BYTES * count
         else decode_records(records, count)
     )
     if len(records) > max_body_bytes and any(len(one.body) > max_body_bytes for one in found):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.main import CONNECTION_LOST
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.task import Clock
 
 from linkd.net.connection import FrameWriter
@@ -29,8 +29,8 @@ from linkd.net.websocket import (
     STATE_OPEN,
     TURN_SECONDS,
     AdaptiveBuffer,
+    DirectWriter,
     FrameReader,
-    gather_writes,
     put,
 )
 
@@ -71,59 +71,98 @@ class Pipe:
         return len(data)
 
 
+class Writers(Clock):
+    """A reactor that notes who writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writing: set[object] = set()
+        self.addWriter = self.writing.add
+        self.removeWriter = self.writing.discard
+
+
 class Sending(FileDescriptor):
     """A descriptor that writes to a pipe."""
 
-    def __init__(self, pipe: Pipe) -> None:
-        super().__init__(Clock())  # type: ignore[arg-type]
+    reactor: Any
+
+    def __init__(self, *room: int | OSError) -> None:
+        super().__init__(Writers())  # type: ignore[arg-type]
         self.connected = True
-        self.socket = pipe
-        self.resumed = 0
-        gather_writes(self)
+        self.socket = Pipe(*room)
+        self.told: list[str] = []
+        DirectWriter(self)
         self.registerProducer(self, True)  # type: ignore[arg-type]
 
     def writeSomeData(self, data: bytes) -> int:
         return self.socket.send(data)
 
-    def startWriting(self) -> None:
-        """Nothing polls it."""
-
-    def stopWriting(self) -> None:
-        """Nothing polls it."""
-
     def pauseProducing(self) -> None:
-        """It is told again what waits."""
+        self.told.append("pause")
 
     def resumeProducing(self) -> None:
-        self.resumed += 1
+        self.told.append("resume")
+
+    def stopReading(self) -> None:
+        """It does not read."""
+
+    def connectionLost(self, reason: Any) -> None:
+        self.told.append("lost")
 
 
 PIECES = [bytes([number]) * 50_000 for number in range(4)]
+ALL = b"".join(PIECES)
 
 
 @pytest.mark.parametrize(
     "room", [[200_000], [50_000, 150_000], [1, 49_998, 1, 100_001, 49_999], [0, 130_000, 70_000]]
 )
 def test_large_pieces_are_sent_as_they_are_however_few_bytes_fit(room: list[int]) -> None:
-    pipe = Pipe(*room)
-    sending = Sending(pipe)
+    sending = Sending(*room, 4)
     sending.writeSequence(PIECES)
-    while pipe.sent != b"".join(PIECES):
+    assert sending.told == ["pause"]
+    while sending.socket.sent != ALL:
+        assert sending.reactor.writing == {sending}
         assert sending.doWrite() is None
-    assert sending.resumed == 1
-    assert pipe.calls[0] == [0, 50_000, 50_000, 50_000, 50_000]
+    assert sending.told == ["pause", "resume"]
+    assert not sending.reactor.writing
+    assert sending.socket.calls[0] == [50_000] * 4
     sending.write(b"more")
     assert sending.doWrite() is None
-    assert pipe.sent == b"".join(PIECES) + b"more"
+    assert sending.socket.sent == ALL + b"more"
+    assert sending.told == ["pause", "resume"]
+
+
+def test_small_pieces_are_joined_and_more_than_one_call_takes_wait_for_the_next() -> None:
+    sending = Sending(30, 0, 2**30, 2**30)
+    sending.writeSequence([b"a" * 10] * 5)
+    assert sending.doWrite() is None
+    large = [b"b" * 9000] * 70
+    sending.writeSequence(large)
+    for _ in range(3):
+        assert sending.doWrite() is None
+    assert [len(call) for call in sending.socket.calls] == [1, 65, 65, 6]
+    assert sending.socket.sent == b"a" * 50 + b"".join(large)
 
 
 def test_a_full_socket_keeps_what_waits_and_a_broken_one_is_lost() -> None:
-    pipe = Pipe(BlockingIOError(errno.EAGAIN, ""), OSError(errno.EPIPE, ""))
-    sending = Sending(pipe)
+    sending = Sending(BlockingIOError(errno.EAGAIN, ""), OSError(errno.EPIPE, ""))
     sending.writeSequence(PIECES)
     assert sending.doWrite() is None
     assert sending.doWrite() is CONNECTION_LOST
-    assert pipe.calls == [[0] + [50_000] * 4] * 2
+    assert sending.socket.calls == [[50_000] * 4] * 2
+
+
+def test_what_waits_is_sent_before_a_connection_ends_and_nothing_is_written_after_it() -> None:
+    sending = Sending(200_000)
+    sending.unregisterProducer()
+    sending.writeSequence(PIECES)
+    sending.loseConnection()
+    assert sending.doWrite() is CONNECTION_DONE
+    assert sending.socket.sent == ALL
+    sending.connected = False
+    sending.write(b"late")
+    assert not sending._tempDataBuffer
 
 
 def passed(pace: AdaptiveBuffer, seconds: float, times: int = 1) -> None:
