@@ -65,6 +65,7 @@ class Log(ABC):
         size_bytes: What it occupies on disk.
         max_bytes: Its bound.
         full: Why local publishes are refused now, or None.
+        unavailable: That the engine does not answer, as a sentence; None while it does.
         notices: What was found at start, for the operator, and the newest notices since.
         on_notice: Called with each notice for the operator while it runs.
         on_commit: Called with the new `next` after each commit that moved it, after the appends
@@ -85,6 +86,7 @@ class Log(ABC):
         self.size_bytes = 0
         self.max_bytes = 0
         self.full: str | None = None
+        self.unavailable: str | None = None
         self.notices: Sequence[OperatorNotice] = []
         self.on_notice: list[Callable[[OperatorNotice], None]] = []
         self.on_commit: list[Callable[[int], None]] = []
@@ -142,6 +144,9 @@ class Log(ABC):
         seconds = self.clock() - max(self._under_way[0].stamp, self._finished)
         return seconds if seconds >= STALLED_SECONDS else None
 
+    def look(self) -> None:  # noqa: B027 - an engine that always answers has nothing to look at
+        """Look whether the engine answers; called about once a second."""
+
     # what comes in
 
     def append(self, draft: NewRecords, settled: OnDurable) -> None:
@@ -154,7 +159,7 @@ class Log(ABC):
         of the same channel and ttl may become one batch, but of at most MAX_BATCH_BYTES.
         """
         if self.full is not None:
-            self.refuse(draft, settled, LogFull(self.full))
+            self.refuse(draft, settled, self._refusal())
             return
         if draft.ids or draft.producer is not None or draft.count < 1:
             error = _malformed(draft)
@@ -175,6 +180,10 @@ class Log(ABC):
             return
         self._waiting.append((draft, settled))
         self._pump()
+
+    def _refusal(self) -> LinkdError:
+        """Return why a publish is refused; called while `full` names a reason."""
+        return LogFull(self.full or "")
 
     def refuse(self, draft: NewRecords, settled: OnDurable, error: LinkdError) -> None:
         """Answer a draft that may not be stored with `error`, unless it is a repeat.

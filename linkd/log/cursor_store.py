@@ -46,11 +46,11 @@ _SLICE_CONSUMERS = 32
 """Their patterns may be long."""
 
 _PEER, _CONSUMER, _OUTAGE, _EVENT = "peer", "consumer", "outage", "event"
-_HISTORY = (_OUTAGE, _EVENT)
+HISTORY = (_OUTAGE, _EVENT)
 
 Done = Callable[[Exception | None], None]
 _Key = tuple[str, str | int]
-_Rows = dict[_Key, bytes | None]
+Rows = dict[_Key, bytes | None]
 """Rows to write, in the order of the calls; None: to delete."""
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -95,7 +95,7 @@ class CursorStore:
         self.on_notice: list[Callable[[OperatorNotice], None]] = []
         self.peers: dict[str, PeerCursor] = {}
         self._consumers: dict[Owned, Consumer] = {}
-        self._history: dict[str, dict[int, bytes]] = {kind: {} for kind in _HISTORY}
+        self._history: dict[str, dict[int, bytes]] = {kind: {} for kind in HISTORY}
 
     def set_peer(self, cursor: PeerCursor) -> None:
         """Note a peer's progress; soon durable."""
@@ -205,7 +205,7 @@ class SqliteCursorStore(CursorStore):
         self._post = post
         self._wall = wall
         self._lock = threading.Condition()
-        self._dirty: _Rows = {}
+        self._dirty: Rows = {}
         self._waiting: list[Done] = []
         self._ended: Callable[[], None] | None = None
         self._bad: Exception | None = None  # why the file must be replaced
@@ -253,7 +253,7 @@ class SqliteCursorStore(CursorStore):
             else:
                 return db
         self._lost(snapshot, lost)
-        db = self._replace(self._known())
+        db = self._replace(self.rows())
         self._dirty.clear()
         return db
 
@@ -286,16 +286,16 @@ class SqliteCursorStore(CursorStore):
             db.execute("insert or ignore into kept values ('log', 'id', ?)", (self._log.encode(),))
         return db
 
-    def _known(self) -> _Rows:
+    def rows(self) -> Rows:
         """Return the rows of all that memory has."""
         peers, consumers = tuple(self.peers.values()), tuple(self._consumers.values())
-        rows: _Rows = {(_PEER, one.peer): _encode(one) for one in peers}
+        rows: Rows = {(_PEER, one.peer): _encode(one) for one in peers}
         rows |= {(_CONSUMER, _joined(one.key)): _encode(one) for one in consumers}
         for kind, history in self._history.items():
             rows |= {(kind, number): row for number, row in tuple(history.items())}
         return rows
 
-    def _replace(self, rows: _Rows) -> apsw.Connection:
+    def _replace(self, rows: Rows) -> apsw.Connection:
         """Write a new file with these rows, and open it; it gets its name once it is whole.
 
         A part of them under that name would pass for all of them after a crash: what peers and
@@ -323,19 +323,23 @@ class SqliteCursorStore(CursorStore):
                 db.close()
                 raise apsw.CorruptError(found)
         for kind, key, value in db.execute("select kind, key, value from kept"):
-            if kind == _PEER:
-                self.peers[key] = _peer.decode(value)
-            elif kind == _CONSUMER:
-                row = zlib.decompress(value) if value[:1] == _DEFLATED else value
-                consumer = _consumer.decode(row)
-                self._consumers[consumer.key] = consumer
-            elif kind in _HISTORY:
-                self._history[kind][key] = value
-            elif kind == "log" and value != self._log.encode():
+            if kind == "log" and value != self._log.encode():
                 db.close()
                 raise apsw.CorruptError(
                     f"it belongs to the log {bytes(value).decode(errors='replace')}"
                 )
+            self._take(kind, key, value)
+
+    def _take(self, kind: str, key: Any, value: bytes) -> None:
+        """Take a row into memory."""
+        if kind == _PEER:
+            self.peers[key] = _peer.decode(value)
+        elif kind == _CONSUMER:
+            row = zlib.decompress(value) if value[:1] == _DEFLATED else value
+            consumer = _consumer.decode(row)
+            self._consumers[consumer.key] = consumer
+        elif kind in HISTORY:
+            self._history[kind][key] = value
 
     def _set_aside(self) -> Path:
         """Give the file another name."""
@@ -377,11 +381,11 @@ class SqliteCursorStore(CursorStore):
                 rows, self._dirty = self._dirty, {}
                 waiting, self._waiting = self._waiting, []
                 ended = self._ended
-            error = error or self._write(rows)
+            error = error or self.write(rows)
             if waiting:
                 self._post(_telling(waiting, error))
             if ended is not None:
-                self._db.close()
+                self._release()
                 self._post(ended)
                 return
             if error is not None:
@@ -390,6 +394,10 @@ class SqliteCursorStore(CursorStore):
                 with self._lock:
                     self._dirty = _later(rows, self._dirty)
                     self._lock.wait(RETRY_SECONDS)
+
+    def _release(self) -> None:
+        """Close the file."""
+        self._db.close()
 
     def _start_over(self, bad: Exception) -> Exception | None:
         """Set a file aside that went bad under way, and let all of memory be written into another.
@@ -400,7 +408,7 @@ class SqliteCursorStore(CursorStore):
         self._db.close()
         try:
             self._aside = self._aside or self._set_aside().name
-            self._db = self._replace(self._known())
+            self._db = self._replace(self.rows())
         except (apsw.Error, OSError) as error:
             return error
         notice = OperatorNotice(
@@ -418,7 +426,7 @@ class SqliteCursorStore(CursorStore):
         self._post(deliver)
         return None
 
-    def _write(self, rows: _Rows) -> Exception | None:
+    def write(self, rows: Rows) -> Exception | None:
         """Write rows, in one transaction where they are few; return why it failed, if it did."""
         try:
             _put(self._db, rows)
@@ -427,7 +435,7 @@ class SqliteCursorStore(CursorStore):
         return None
 
 
-def _put(db: apsw.Connection, rows: _Rows) -> None:
+def _put(db: apsw.Connection, rows: Rows) -> None:
     """Write rows in their order, in one transaction where they are few."""
     for some in in_parts(rows.items(), _ROWS_AT_ONCE):
         gone = [key for key, row in some if row is None]
@@ -443,7 +451,7 @@ def _unlink(path: Path) -> None:
         path.with_name(path.name + end).unlink(missing_ok=True)
 
 
-def _later(rows: _Rows, more: _Rows) -> _Rows:
+def _later(rows: Rows, more: Rows) -> Rows:
     """Return both, each key where it was last set: a consumer's new name comes before its end."""
     return {key: row for key, row in rows.items() if key not in more} | more
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
@@ -26,7 +25,6 @@ from linkd.log.files import (
     DiskFiles,
     Environment,
     explain_os_error,
-    lock,
     room,
 )
 from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, CursorSet, NewFrame, encode_frame
@@ -286,14 +284,14 @@ class DiskLog(Log):
         edges = edges or Environment()
         self._files = edges.files
         self._monotonic, self._wall = edges.monotonic, edges.wall
-        self._lock = lock(folder)
+        self._lock = edges.files.lock(folder)
         try:
             found = begin(folder, settings, edges)
         except LinkdError:
-            os.close(self._lock)
+            self._files.close(self._lock)
             raise
         except OSError as error:
-            os.close(self._lock)
+            self._files.close(self._lock)
             raise LogDamaged(explain_os_error(error, folder)) from None
         self._take(node, found)
         self._make_parts(found, post, edges)
@@ -301,7 +299,7 @@ class DiskLog(Log):
         try:
             self._writer.start(path, self._at)
         except OSError as error:
-            os.close(self._lock)
+            self._files.close(self._lock)
             raise LogDamaged(explain_os_error(error, folder)) from None
         self._reader.thread.start()
         self._measure()
@@ -786,7 +784,7 @@ class DiskLog(Log):
             for _, settled in waiting:
                 settled(LogClosed("the node is stopping"))
             self._reader.stop()
-            os.close(self._lock)
+            self._files.close(self._lock)
             done()
 
         self._writer.stop(ended)

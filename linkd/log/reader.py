@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -179,14 +178,15 @@ def walk(path: Path, at: int, size: int, seed: int, chunk: int = _CHUNK_BYTES) -
         CorruptSegment: There is none where one should be.
         OSError: The file can't be read.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with path.open("rb", buffering=0) as file:
         while at < size:
             wanted = min(chunk, size - at)
-            buffer = os.pread(fd, wanted, at)
+            file.seek(at)
+            buffer = file.read(wanted)
             head = frame_size(buffer, 0)
             if head is not None and wanted < head <= size - at:
-                buffer = os.pread(fd, head, at)
+                file.seek(at)
+                buffer = file.read(head)
             view, base, inside = memoryview(buffer), at, 0
             while (frame := frame_at(view, inside, base, seed)) is not None:
                 yield frame
@@ -194,8 +194,6 @@ def walk(path: Path, at: int, size: int, seed: int, chunk: int = _CHUNK_BYTES) -
                 at = frame.end
             if inside == 0:
                 raise CorruptSegment(path, at)
-    finally:
-        os.close(fd)
 
 
 Change = tuple[int, float, memoryview | bytes]
@@ -218,12 +216,13 @@ def walk_changes(path: Path, size: int, seed: int, every: bool) -> Iterator[Chan
         CorruptSegment: There is no frame where one should be.
         OSError: The file can't be read.
     """
-    fd, unpack = os.open(path, os.O_RDONLY | os.O_CLOEXEC), PREFIX.unpack_from
-    try:
+    unpack = PREFIX.unpack_from
+    with path.open("rb", buffering=0) as file:
         at, wanted = 0, _CHUNK_BYTES
         while at < size:
             wanted = min(wanted, size - at)
-            buffer = os.pread(fd, wanted, at)
+            file.seek(at)
+            buffer = file.read(wanted)
             if len(buffer) < wanted:
                 raise CorruptSegment(path, at + len(buffer))
             view, inside, wanted = memoryview(buffer), 0, _CHUNK_BYTES
@@ -246,5 +245,3 @@ def walk_changes(path: Path, size: int, seed: int, every: bool) -> Iterator[Chan
                 raise CorruptSegment(path, at)  # what is left is too short for a frame
             at += inside
             yield None
-    finally:
-        os.close(fd)

@@ -5,7 +5,6 @@ The index has an entry about every half MiB: where it begins, and totals by chan
 
 from __future__ import annotations
 
-import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -331,7 +330,7 @@ def read_head(path: Path) -> tuple[SegmentHead, Frame]:
     with path.open("rb") as file:
         buffer = file.read(_HEAD_CHUNK)
         size = frame_size(buffer, 0)
-        if size is not None and len(buffer) < size <= os.fstat(file.fileno()).st_size:
+        if size is not None and len(buffer) < size <= path.stat().st_size:
             buffer += file.read(size - len(buffer))
     frame = frame_at(buffer, 0)
     if frame is None or frame.kind != HEAD:

@@ -290,7 +290,7 @@ class Writer:
 
     def _fill(self) -> None:
         """Make room ready for small commits, where there is enough of it."""
-        if self._free >= FILL_FREE_BYTES:
+        if self._free >= FILL_FREE_BYTES and self._files.preallocates:
             begin = max(self._filled, self._size)
             self._filled = begin + FILL_BYTES  # also if the disk refuses: it is asked again later
             with suppress(OSError):
@@ -319,7 +319,7 @@ class Writer:
 
 def why(error: OSError) -> str:
     """Return why the write failed."""
-    return f"the disk refuses to write: {os.strerror(error.errno or 0)}"
+    return f"the disk refuses to write: {error.strerror or os.strerror(error.errno or 0)}"
 
 
 def _nothing() -> None:

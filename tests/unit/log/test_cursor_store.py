@@ -289,7 +289,7 @@ def test_rows_are_written_in_the_order_of_the_calls(
     """A consumer that moves, with an ack unwritten, was deleted before its new name was there."""
     assert isinstance(pair.cursors, SqliteCursorStore)
     monkeypatch.setattr("linkd.log.cursor_store.RETRY_SECONDS", 0.01)
-    write, tries = pair.cursors._write, []
+    write, tries = pair.cursors.write, []
     old, new = Consumer("shop", "old", 1, (), 0.0), Consumer("shop", "new", 1, (), 0.0)
 
     def once(rows: Any) -> Exception | None:
@@ -301,7 +301,7 @@ def test_rows_are_written_in_the_order_of_the_calls(
         return write(rows)
 
     done: list[Any] = []
-    monkeypatch.setattr(pair.cursors, "_write", once)
+    monkeypatch.setattr(pair.cursors, "write", once)
     pair.cursors.set_consumer(old)
     pair.until(lambda: done)
     assert tries[1] == [("consumer", "shop/new"), ("consumer", "shop/old")]
@@ -330,13 +330,13 @@ def test_a_refused_write_is_told_and_tried_again(
 ) -> None:
     monkeypatch.setattr("linkd.log.cursor_store.RETRY_SECONDS", 0.01)
     assert isinstance(pair.cursors, SqliteCursorStore)
-    real = pair.cursors._write
+    real = pair.cursors.write
     refuse = [True]
 
     def write(rows: Any) -> Exception | None:
         return apsw.FullError("no room") if refuse[0] else real(rows)
 
-    monkeypatch.setattr(pair.cursors, "_write", write)
+    monkeypatch.setattr(pair.cursors, "write", write)
     done: list[Any] = []
     pair.cursors.set_consumer(BILLING, done.append)
     pair.until(lambda: done)
@@ -363,7 +363,7 @@ def test_a_file_that_goes_bad_under_way_is_made_anew_and_told(
 ) -> None:
     change(pair)
     assert isinstance(pair.cursors, SqliteCursorStore)
-    real, broken = pair.cursors._write, [True]
+    real, broken = pair.cursors.write, [True]
 
     def write(rows: Any) -> Exception | None:
         if broken:
@@ -371,7 +371,7 @@ def test_a_file_that_goes_bad_under_way_is_made_anew_and_told(
             return apsw.CorruptError("a bad page")
         return real(rows)
 
-    monkeypatch.setattr(pair.cursors, "_write", write)
+    monkeypatch.setattr(pair.cursors, "write", write)
     told: list[Any] = []
     pair.cursors.on_notice.append(told.append)
     pair.cursors.set_consumer(BILLING)
@@ -420,7 +420,7 @@ def test_a_file_that_goes_bad_while_the_disk_refuses_another_is_made_anew_once_i
     monkeypatch.setattr("linkd.log.cursor_store.RETRY_SECONDS", 0.01)
     change(pair)
     assert isinstance(pair.cursors, SqliteCursorStore)
-    write, opened = pair.cursors._write, pair.cursors._open
+    write, opened = pair.cursors.write, pair.cursors._open
     broken, refused = [True], [True] * 3
 
     def bad(rows: Any) -> Exception | None:
@@ -432,7 +432,7 @@ def test_a_file_that_goes_bad_while_the_disk_refuses_another_is_made_anew_once_i
             raise apsw.FullError("no room")
         return opened(path, is_new)
 
-    monkeypatch.setattr(pair.cursors, "_write", bad)
+    monkeypatch.setattr(pair.cursors, "write", bad)
     monkeypatch.setattr(pair.cursors, "_open", full)
     done: list[Any] = []
     pair.cursors.set_consumer(BILLING, done.append)
@@ -456,12 +456,12 @@ def test_all_that_is_known_is_in_the_new_file_before_the_end(
     change(pair)
     assert isinstance(pair.cursors, SqliteCursorStore)
     monkeypatch.setattr("linkd.log.cursor_store.RETRY_SECONDS", 0.01)
-    write, broken = pair.cursors._write, [True]
+    write, broken = pair.cursors.write, [True]
 
     def bad(rows: Any) -> Exception | None:
         return apsw.CorruptError("a bad page") if broken and broken.pop() else write(rows)
 
-    monkeypatch.setattr(pair.cursors, "_write", bad)
+    monkeypatch.setattr(pair.cursors, "write", bad)
     pair.cursors.set_peer(PeerCursor("other", 2, 3))
     deadline = time.monotonic() + 10
     while broken and time.monotonic() < deadline:
