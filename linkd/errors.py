@@ -12,6 +12,8 @@ LinkdError
 │   ├── LogFull            the log or its disk has no room
 │   ├── LogClosed          nobody: the node stops, and its next run accepts the publish
 │   └── BadRecord          a record, an id or a number of it is malformed
+├── LogUnavailable         nobody: the database of the log does not answer; retried
+├── LogLost                the operator: another linkd has the log, or its database went back
 ├── LogDamaged             the operator: a file of the log cannot be read
 ├── Gap                    the reader: offsets that it wants are gone
 ├── OutOfStep              nobody: the link resumes from what is on disk
@@ -166,6 +168,32 @@ class BadRecord(PublishError):
 
 class SequenceUnproven(PublishError):
     """A producer's number is so old that the log no longer knows whether it is stored."""
+
+
+class LogUnavailable(LinkdError):
+    """The database of the log has not answered in time.
+
+    Args:
+        message: Why.
+        is_unknown: The publish may be stored, now or later; else nothing of it is.
+    """
+
+    def __init__(self, message: str, is_unknown: bool) -> None:
+        super().__init__(message)
+        self.is_unknown = is_unknown
+
+
+class LogLost(LinkdError):
+    """The log in the database is no longer what this daemon knows: it must start again.
+
+    Args:
+        event: `log.fenced` or `log.went-back`.
+        message: What was found.
+    """
+
+    def __init__(self, event: str, message: str) -> None:
+        super().__init__(message)
+        self.event = event
 
 
 class LogDamaged(LinkdError):

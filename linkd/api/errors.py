@@ -14,6 +14,7 @@ from linkd.errors import (
     LogClosed,
     LogDamaged,
     LogFull,
+    LogUnavailable,
     PublishError,
     SequenceUnproven,
 )
@@ -58,6 +59,11 @@ ERRORS: dict[str, tuple[int, str]] = {
         503,
         "The node is starting or stopping, or too many bytes of the caller are on their way.",
     ),
+    "log-unavailable": (
+        503,
+        "The database of the log does not answer. With `outcome` `unknown` the message may be"
+        " stored, now or later: repeat it with the same id or number. Else nothing was stored.",
+    ),
     "timeout": (504, "It is stored at `offset`, but the peer did not have it in time."),
     "log-full": (507, "The log or its disk has no room; nothing was stored."),
 }
@@ -98,11 +104,21 @@ _KINDS: tuple[tuple[type[LinkdError], str], ...] = (
     (BodyTooLarge, "body-too-large"),
     (LogFull, "log-full"),
     (LogClosed, "unavailable"),
+    (LogUnavailable, "log-unavailable"),
     (LogDamaged, "log-full"),
     (BadRecord, "malformed"),
     (SequenceUnproven, "sequence-unproven"),
     (PublishError, "too-many"),
 )
+
+
+_PASSING = ("unavailable", "log-unavailable")
+
+
+def _outcome(error: LinkdError) -> dict[str, str] | None:
+    """Return the field that says that nobody knows whether a publish is stored."""
+    is_unknown = isinstance(error, LogUnavailable) and error.is_unknown
+    return {"outcome": "unknown"} if is_unknown else None
 
 
 def refusal_of(error: LinkdError) -> ApiError:
@@ -115,8 +131,8 @@ def refusal_of(error: LinkdError) -> ApiError:
         return error.with_traceback(None)
     for kind, word in _KINDS:
         if isinstance(error, kind):
-            headers = {"Retry-After": "1"} if word == "unavailable" else None
-            return ApiError(word, str(error), headers)
+            headers = {"Retry-After": "1"} if word in _PASSING else None
+            return ApiError(word, str(error), headers, _outcome(error))
     return ApiError("internal", "linkd made a mistake; its log has the details")
 
 

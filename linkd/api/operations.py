@@ -370,6 +370,8 @@ async def readyz(api: ApiServer, call: Call) -> Response:
         return answer({"ready": False, "waiting_for": [], "draining": True}, 503)
     links = await api.link_statuses(call.caller.name)
     down = [link.peer for link in links if link.required and link.state != "up"]
+    if node.log.unavailable is not None:
+        return answer({"ready": False, "waiting_for": [], "log": "unavailable"}, 503)
     names = [] if call.request.admitted.is_foreign_host else down
     return answer({"ready": not down, "waiting_for": names}, 503 if down else 200)
 

@@ -28,7 +28,7 @@ from linkd.protocol.records import (
 if TYPE_CHECKING:
     from linkd.api.stream import StreamSession
 
-_PASSING = frozenset(("log-full", "too-many"))
+_PASSING = frozenset(("log-full", "log-unavailable", "too-many"))
 """Refusals of publishes that are to be repeated later, under their numbers."""
 
 MAX_RECORDS = 65_536

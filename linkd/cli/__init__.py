@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "events": ("events", "changes of links"),
     "outages": ("outages", "every outage: noticed after, down for, why; availability"),
     "kick": ("kick", "have a link try again at once"),
-    "log": ("log", "look into the log, verify it, trim it"),
+    "log": ("log", "look into the log, verify it, trim it, keep it in PostgreSQL"),
     "token": ("token", "a token that opens one connection, or the dashboard"),
     "drill": ("drill", "inject a fault and judge the outcome"),
     "resync": ("resync", "restart a diverged link"),

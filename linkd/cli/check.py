@@ -51,12 +51,19 @@ def run(arguments: argparse.Namespace) -> int:
     ends = [
         CertificateStatus(role, peer, end - wall()) for role, peer, end in certificate_ends(config)
     ]
+    found = ""
+    if config.log.engine == "postgresql":
+        from linkd.log import inspect_postgresql  # noqa: PLC0415  # psycopg is optional
+
+        found = inspect_postgresql(config.log)
     for warning in [*warnings(config), *filter(None, map(ends_soon, ends))]:
         sys.stderr.write(f"linkd: warning: {warning}\n")
     if arguments.json:
         print(json.dumps(msgspec.to_builtins(config), indent=2))
     elif not arguments.quiet:
         print("\n".join(in_toml(config)) + "\n")
+        if found:
+            print(f"# {found}")
         for each in ends:
             print(f"# {certificate_words(each)}: ends in {duration(each.expires_seconds)}")
         for name, fingerprint in fingerprints(config):
@@ -98,7 +105,9 @@ def _table(heading: str, name: str, table: dict[str, Any]) -> Iterator[str]:
     yield heading
     nested = []
     for key, value in table.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        if isinstance(value, dict):
+            nested.append((f"[{name}.{key}]", f"{name}.{key}", value))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
             nested += [(f"[[{name}.{key}]]", f"{name}.{key}", item) for item in value]
         elif value is not None and not (value == [] and (name, key) == ("api", "key")):
             yield f"{key} = {_value(value)}"

@@ -1,14 +1,15 @@
-"""`linkd log`: look into the log, verify it, trim it."""
+"""`linkd log`: look into the log, verify it, trim it; set one up in PostgreSQL."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from linkd.cli import exits, http
 from linkd.cli.exits import CommandError
-from linkd.cli.options import add_socket, configuration
+from linkd.cli.options import add_config, add_socket, configuration
 from linkd.cli.output import disk_stalled, number, plural, print_json, size
 from linkd.cli.status import fetch_status
 from linkd.client.errors import NoDaemon
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the command's description, arguments and options."""
-    parser.description = "Look into the node's log, verify it, trim it."
+    parser.description = "Look into the node's log, verify it, trim it; set one up in PostgreSQL."
     verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
     stat = verbs.add_parser(
         "stat",
@@ -52,13 +53,87 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     for verb in (stat, verify, trim):
         add_socket(verb)
+    _add_postgresql(verbs)
     for offline in (stat, verify):
         offline.add_argument("--dir", metavar="DIR", help="the log's directory, read as files")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out one of the three verbs."""
-    return {"stat": _stat, "verify": _verify, "trim": _trim}[arguments.verb](arguments)
+    """Carry out one of the verbs."""
+    verbs = {"stat": _stat, "verify": _verify, "trim": _trim, "copy": _copy}
+    return verbs.get(arguments.verb, _init)(arguments)
+
+
+def _add_postgresql(verbs: Any) -> None:
+    """Add the verbs for a log in PostgreSQL."""
+    owner = (
+        "the connection string of the tables' owner, which may create a schema; default: as the"
+        " daemon connects"
+    )
+    init = verbs.add_parser(
+        "init",
+        help="create the tables of a log in PostgreSQL",
+        description="Create the tables of a log in the database of [log.postgresql], as their"
+        " owner, and let the daemon's role use them. Does nothing where they are there.",
+    )
+    migrate = verbs.add_parser(
+        "migrate",
+        help="bring the tables in PostgreSQL to this version's format",
+        description="Bring the tables in PostgreSQL to the format of this version. There is only"
+        " one so far: it checks that, and grants the daemon's role what it needs.",
+    )
+    for verb in (init, migrate):
+        verb.add_argument("--dsn", metavar="DSN", help=owner)
+    copy = verbs.add_parser(
+        "copy",
+        help="copy the log into PostgreSQL, or back into files",
+        description="Copy the log and its cursors into PostgreSQL, or back into files, while"
+        " linkd is stopped.",
+    )
+    copy.add_argument(
+        "--to", choices=("postgresql", "segments"), required=True, help="where the log goes"
+    )
+    for verb in (init, migrate, copy):
+        add_config(verb)
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    """Create the tables, or check them."""
+    config = configuration(arguments)
+    initialise, _, _ = _setup()
+    print(initialise(config.log, arguments.dsn))
+    return exits.OK
+
+
+def _copy(arguments: argparse.Namespace) -> int:
+    """Copy the log to the other engine."""
+    config = configuration(arguments)
+    _, copy_in, copy_out = _setup()
+    from linkd.host import lock_state_dir  # noqa: PLC0415 - only where it is needed
+
+    state = Path(config.node.state_dir)
+    held = lock_state_dir(str(state))
+    try:
+        copy = copy_in if arguments.to == "postgresql" else copy_out
+        print(copy(config.log, state, config.node.name, print))
+    finally:
+        os.close(held)
+    return exits.OK
+
+
+def _setup() -> Any:
+    """Return the functions that create tables and copy logs; psycopg may be missing."""
+    try:
+        from linkd.log.postgresql.setup import (  # noqa: PLC0415 - psycopg is optional
+            copy_in,
+            copy_out,
+            initialise,
+        )
+    except ImportError as error:
+        raise CommandError(
+            exits.USAGE, f"it needs psycopg ({error}): install linkd-daemon[postgresql]"
+        ) from None
+    return initialise, copy_in, copy_out
 
 
 def _offset(text: str) -> int:

@@ -294,7 +294,7 @@ class DaemonSession:
 
     def _start_over(self, frame: client.PublishFailed) -> None:
         """Have the daemon accept publishes again: it refuses all after one that may be repeated."""
-        if frame.error in ("log-full", "too-many") and not self._reopening:
+        if frame.error in ("log-full", "log-unavailable", "too-many") and not self._reopening:
             self._reopening = True
             self._control.append(self._hello)
 

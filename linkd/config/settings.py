@@ -217,13 +217,56 @@ class ReconnectSettings(Settings, frozen=True, kw_only=True):
     ] = 5.0
 
 
+class PostgresqlSettings(Settings, frozen=True, kw_only=True):
+    """The database of the log, where `log.engine` is `postgresql`."""
+
+    dsn: Annotated[
+        str,
+        _meta(
+            "How to connect, as libpq has it: `host=pg1,pg2 dbname=linkd user=linkd"
+            " sslmode=verify-full`; without a password.",
+            "restart",
+        ),
+    ]
+    password_file: Annotated[
+        str | None, _meta("File with the password of the database's user.", "restart")
+    ] = None
+    engine_timeout: Annotated[
+        float,
+        _meta(
+            "Seconds that a publish waits for a database that does not answer, before it is"
+            " answered with 503 `log-unavailable`.",
+            "restart",
+            ge=1.0,
+            le=300.0,
+        ),
+    ] = 10.0
+    synchronous: Annotated[
+        Literal["required", "preferred", "single"],
+        _meta(
+            "Whether a synchronous standby must be configured there: `required` refuses a database"
+            " without one, `preferred` warns, `single` is for a database that has none.",
+            "restart",
+        ),
+    ] = "required"
+    insecure: Annotated[
+        bool,
+        _meta("Allow other than `sslmode=verify-full` beyond this host (a VPN, a lab).", "restart"),
+    ] = False
+
+
 class LogSettings(Settings, frozen=True, kw_only=True):
     """The durable log."""
 
     engine: Annotated[
-        Literal["segments"],
-        _meta("How the log is stored: `segments` are append-only files.", "restart"),
+        Literal["segments", "postgresql"],
+        _meta(
+            "Where the log is stored: `segments` are append-only files in `state_dir`,"
+            " `postgresql` is a database.",
+            "restart",
+        ),
     ] = "segments"
+    postgresql: PostgresqlSettings | None = None
     max_bytes: Annotated[
         int, _meta("The log's bound on disk.", "restart", ge=16_777_216, le=2**50)
     ] = 10_737_418_240

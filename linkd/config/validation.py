@@ -213,6 +213,7 @@ def rule_errors(config: Config) -> list[Problem]:
         *_api(config),
         *_listen(config),
         *_timing(config),
+        *_log(config),
         *_channels(config),
         *_peers(config),
     ]
@@ -284,6 +285,12 @@ def _name(place: tuple[str | int, ...], name: str) -> Iterator[Problem]:
             "expected 1 to 63 of a-z, 0-9, `.` and `-`, beginning with a letter or digit,"
             f" got {quote(name)}",
         )
+
+
+def _log(config: Config) -> Iterator[Problem]:
+    """The engine has its table."""
+    if config.log.engine == "postgresql" and config.log.postgresql is None:
+        yield ("log", "postgresql"), 'missing: `engine = "postgresql"` needs its `dsn` there'
 
 
 def _pair(

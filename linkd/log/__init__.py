@@ -10,6 +10,7 @@ from pathlib import Path
 
 from linkd import clock
 from linkd.config.settings import LogSettings
+from linkd.errors import ConfigError
 from linkd.log.commit import Post
 from linkd.log.cursor_store import CursorStore, SqliteCursorStore
 from linkd.log.disk_log import DiskLog
@@ -21,6 +22,7 @@ __all__ = [
     "DiskLog",
     "Environment",
     "SqliteCursorStore",
+    "inspect_postgresql",
     "open_cursors",
     "open_log",
     "stat",
@@ -48,8 +50,36 @@ def open_log(
     Raises:
         LogDamaged: Another daemon uses it, or a file can't be read; the message says what to do.
         StateTooNew: It was written by a newer linkd.
+        ConfigError: Its settings are wrong, or psycopg is missing.
+        Unavailable: Its database can't be reached.
     """
+    if settings.engine == "postgresql":
+        try:
+            from linkd.log.postgresql.log import PostgresqlLog  # noqa: PLC0415 - it needs psycopg
+        except ImportError as error:
+            raise _no_psycopg(error) from None
+        return PostgresqlLog(node, settings, post, edges)
     return DiskLog(Path(state_dir) / "log", node, settings, post, edges)
+
+
+def inspect_postgresql(settings: LogSettings) -> str:
+    """Return what is found at the database of the log, in one line.
+
+    Raises:
+        ConfigError: A setting is wrong, psycopg is missing, or the server is unfit for a log.
+        Unavailable: It can't be reached.
+    """
+    try:
+        from linkd.log.postgresql.setup import inspect  # noqa: PLC0415 - psycopg is optional
+    except ImportError as error:
+        raise _no_psycopg(error) from None
+    return inspect(settings)
+
+
+def _no_psycopg(error: ImportError) -> ConfigError:
+    return ConfigError(
+        f'log.engine = "postgresql" needs psycopg ({error}): install linkd-daemon[postgresql]'
+    )
 
 
 def open_cursors(
@@ -65,6 +95,10 @@ def open_cursors(
         LogDamaged: It can't be opened; the message says what to do.
         StateTooNew: It was written by a newer linkd.
     """
+    if hasattr(log, "database"):
+        from linkd.log.postgresql.cursors import PostgresqlCursorStore  # noqa: PLC0415
+
+        return PostgresqlCursorStore(log.database, log.id, post)
     cursors = SqliteCursorStore(Path(state_dir) / "cursors.db", log.id, log.snapshot, post, wall)
     log.carried = cursors.carried
     return cursors

@@ -229,6 +229,9 @@ _KEPT = _LOST | {
     "link.returned",
     "log.clock-doubtful",
     "log.disk-failed",
+    "log.engine-away",
+    "log.engine-back",
+    "log.fenced",
     "log.full",
     "log.gone",
     "log.repaired",
@@ -236,6 +239,7 @@ _KEPT = _LOST | {
     "log.stall-ended",
     "log.stalled",
     "log.trimmed",
+    "log.went-back",
     "node.drain-started",
     "node.drain-undone",
     "node.drained",
@@ -311,7 +315,10 @@ class LogMonitor:
 
     def look(self) -> None:
         """Compare with the last poll; called about once a second."""
+        self._log.look()
         why, size, bound = self._log.full, self._log.size_bytes, self._log.max_bytes
+        if self._log.unavailable is not None:
+            why = None  # the engine reports that itself
         self._looks_with_room = 0 if why is not None else self._looks_with_room + 1
         if why is not None and not self._full:
             self._full = True

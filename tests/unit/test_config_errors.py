@@ -69,7 +69,12 @@ BAD: dict[str, tuple[str, str, str]] = {
     "connect_timeout negative": (NODE + "[reconnect]\nconnect_timeout = -1\n",
                                  "reconnect.connect_timeout", "got -1"),
     "max_delay inf": (NODE + "[reconnect]\nmax_delay = inf\n", "reconnect.max_delay", "got inf"),
-    "engine": (NODE + '[log]\nengine = "redis"\n', "log.engine", 'expected "segments"'),
+    "engine without its table": (
+        NODE + '[log]\nengine = "postgresql"\n',
+        "log.postgresql",
+        "missing: `engine",
+    ),
+    "engine": (NODE + '[log]\nengine = "redis"\n', "log.engine", 'expected "postgresql" or'),
     "when_full": (NODE + '[log]\nwhen_full = "drop_oldest"\n', "log.when_full",
                   'did you mean "drop-oldest"?'),
     "body too large": (NODE + "[log]\nmax_body_bytes = 16_777_217\n", "log.max_body_bytes",

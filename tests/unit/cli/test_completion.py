@@ -122,7 +122,7 @@ def test_zsh_gets_commands_options_and_peers() -> None:
     assert in_zsh("linkd", "-c", "s") == ["FILES"]
     assert in_zsh("linkd", "version", "h") == ["FILES"]
     assert in_zsh("linkd", "log", "verify", "--segment", "s") == ["FILES"]
-    assert in_zsh("linkd", "log", "s") == ["stat", "verify", "trim"]
+    assert in_zsh("linkd", "log", "s") == ["stat", "verify", "trim", "init", "migrate", "copy"]
     assert in_zsh("linkd", "publish", "--wait", "h") == ["hub"]
     assert in_zsh("linkd", "run", "--log-level", "d") == ["debug", "info", "warn", "error"]
     offered = [line.partition(":")[0] for line in in_zsh("linkd", "subscribe", "-")]

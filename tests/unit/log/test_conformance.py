@@ -35,11 +35,15 @@ from tests.support.logs import (
     received,
     store,
 )
+from tests.support.postgresql import PostgresqlBench, needs_postgresql
 
 
-@pytest.fixture(params=[MemoryBench, SegmentBench])
+@pytest.fixture(
+    params=[MemoryBench, SegmentBench, pytest.param("postgresql", marks=needs_postgresql)]
+)
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    one = request.param(tmp_path / "log")
+    kind = PostgresqlBench if request.param == "postgresql" else request.param
+    one = kind(tmp_path / "log")
     yield one
     one.close()
 
