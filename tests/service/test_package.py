@@ -113,10 +113,29 @@ def hosts(root: str, packages: Path, tmp_path: Path) -> Iterator[Pair]:
             (tmp_path / name).mkdir()
             made.append(stack.enter_context(Machine(name, tmp_path / name, root)))
             carry(made[-1], packages, "/root/packages", ".")
+            carry(made[-1], ROOT, "/root/source", "scripts", "systemd")
         join(made[0], made[1])
         made[1].sh("echo 10.98.0.1 hub.example.net >>/etc/hosts")
         made[0].sh("echo 10.98.0.1 hub.example.net >>/etc/hosts")
         yield Pair(made[0], made[1])
+
+
+def test_a_package_and_the_script_leave_each_other_alone(hosts: Pair, release: str) -> None:
+    hub, edge = hosts
+    package = f"/root/packages/linkd_{VERSION}~{release}_amd64.deb"
+    edge.sh("mkdir -p /opt/linkd.releases/one; ln -s linkd.releases/one /opt/linkd")
+    refused = edge.run("apt-get", "install", "-y", package, check=False, timeout=300)
+    assert refused.returncode != 0
+    assert "run it with --uninstall first" in refused.stdout
+    assert edge.sh("ls -A /opt/linkd.releases/one") == ""
+
+    hub.run("apt-get", "install", "-y", package, timeout=300)
+    hub.write("/etc/linkd/linkd.toml", HUB)
+    for arguments in ((), ("--uninstall",), ("--purge", "--yes")):
+        refused = hub.run("/root/source/scripts/install", *arguments, check=False)
+        assert refused.returncode == 1
+        assert "not made by this script" in refused.stderr
+    assert hub.sh("linkd check >/dev/null; linkd version") == f"linkd {VERSION}\n"
 
 
 class Steps:
