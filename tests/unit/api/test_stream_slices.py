@@ -337,10 +337,3 @@ def test_a_large_frame_that_is_no_publish_is_refused_by_its_own_bounds(bench: Be
     bench.say(client.Subscribe(1, ("a" * 300_000,), "latest", "", 1))
     (failed,) = bench.heard(client.Failed)
     assert "length <= 255" in failed.message
-
-
-def test_a_large_delivery_is_sent_in_pieces_that_make_one_message() -> None:
-    frame = client.Deliver(7, 2**40, "a.b", 2, bytes(40_000), 1.5, "edge", 3)
-    pieces = client.encode_large(frame)
-    assert client.decode_from_daemon(b"".join(pieces)) == [frame]
-    assert pieces[1] is frame.records

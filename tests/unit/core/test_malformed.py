@@ -201,3 +201,10 @@ def test_a_log_is_the_same_as_far_as_both_know_its_epochs(
 ) -> None:
     then, since = ([peer.EpochStart(*each) for each in one.items()] for one in (before, now))
     assert client.agreed(then, since, 200) == agreed
+
+
+def test_a_large_delivery_is_sent_in_pieces_that_make_one_message() -> None:
+    frame = client.Deliver(7, 2**40, "a.b", 2, bytes(40_000), 1.5, "edge", 3)
+    pieces = client.encode_large(frame)
+    assert client.decode_from_daemon(b"".join(pieces)) == [frame]
+    assert pieces[1] is frame.records
