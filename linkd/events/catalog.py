@@ -145,6 +145,7 @@ _ROWS = (
     error("log.engine-away"),
     info("log.engine-back"),
     error("log.fenced"),
+    warn("log.no-standby"),
     error("log.went-back"),
     info("log.space-available", "bytes max_bytes"),
     error("log.disk-failed", "file", folds="reason"),

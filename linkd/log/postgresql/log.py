@@ -50,6 +50,9 @@ class PostgresqlLog(DiskLog):
         edges = msgspec.structs.replace(edges or Environment(), files=files)
         # A StoredPath has all that the log uses of a Path.
         super().__init__(cast(Path, files.root), node, settings, post, edges)
+        if self.database.warning:
+            notice = OperatorNotice("warn", "log.no-standby", self.database.warning)
+            self.notices = [*self.notices, notice]
         self.database.lost = lambda error: post(lambda: self._lost(error))
 
     def look(self) -> None:

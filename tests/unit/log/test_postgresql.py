@@ -282,6 +282,12 @@ def set_standby(server: Server, names: str) -> None:
     time.sleep(0.3)
 
 
+def test_a_missing_standby_is_logged_where_one_is_preferred(tmp_path: Path) -> None:
+    bench = PostgresqlBench(tmp_path / "log", postgresql={"synchronous": "preferred"})
+    assert [one.event for one in bench.log.notices] == ["log.no-standby"]
+    bench.close()
+
+
 def test_two_daemons_have_no_log_in_common(
     bench: PostgresqlBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
