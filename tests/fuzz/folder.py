@@ -99,7 +99,7 @@ class FilePath:
         except KeyError:
             raise _missing(self.name) from None
 
-    def open(self, mode: str) -> Reading:
+    def open(self, mode: str, buffering: int = -1) -> Reading:
         """Open it for reading."""
         assert mode == "rb"
         return Reading(self.read_bytes())

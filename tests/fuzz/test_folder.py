@@ -56,7 +56,6 @@ def test_same_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             (where / name).write_bytes(content)
         real = _shown(found_in(where, DiskFiles()), str(where))
         with monkeypatch.context() as patched:
-            patched.setattr(linkd.log.reader, "os", folder)
             patched.setattr(linkd.log.segment, "os", folder)
             memory = folder.Folder(files).path()
             found = found_in(memory, folder.MemoryFiles())

@@ -105,7 +105,7 @@ def found_in(path: Any, files: Any) -> Found | LinkdError:
 def one(content: bytes) -> None:
     """Damage a copy of the files, and find the log again; where that changed a file, twice."""
     folder.forget()
-    linkd.log.reader.os = linkd.log.segment.os = folder  # type: ignore[attr-defined]
+    linkd.log.segment.os = folder  # type: ignore[attr-defined]
     lies, files = folder.Folder(damaged(content)), folder.MemoryFiles()
     path: Any = lies.path()
     before = dict(lies.content)
@@ -116,7 +116,7 @@ def one(content: bytes) -> None:
             assert _next(second) >= _next(first), (_next(first), _next(second))
             assert {one.number for one in first.segments} <= {one.number for one in second.segments}
     finally:
-        linkd.log.reader.os = linkd.log.segment.os = folder.os  # type: ignore[attr-defined]
+        linkd.log.segment.os = folder.os  # type: ignore[attr-defined]
 
 
 def _next(found: Found) -> int:
