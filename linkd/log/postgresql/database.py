@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -316,21 +316,23 @@ class Database:
             OSError: The database refused it, and nothing of it is there; or the log is closed.
             LogLost: The log is no longer this daemon's.
         """
-        is_unknown = False
+        is_unknown = is_there = False
         while True:
             try:
                 connection = self._main or self._reopen()
-                if is_unknown and self._count(connection) > self._commits:
+                if is_unknown and not is_there:
+                    is_there = self._count(connection) > self._commits
+                if is_there:
                     self._confirm(connection)
                     break
-                values_of_row = (self.fence, self._commits, *values)
-                if connection.execute(statement, values_of_row).rowcount == 1:
-                    if self._is_doubtful:
-                        self._confirm(connection)
+                row = (self.fence, self._commits, *values)
+                is_there = connection.execute(statement, row).rowcount == 1
+                if is_there and not self._is_doubtful:
                     break
-                is_unknown = self._count(connection) > self._commits
+                if not is_there and not is_unknown and self._count(connection) > self._commits:
+                    self._raise_lost("log.fenced", "another linkd writes into the log")
             except (psycopg.Error, Unfit) as error:
-                if is_refusal(error):
+                if is_refusal(error) and not is_there:
                     raise refused(error) from None
                 self._drop(error)
                 is_unknown = True
@@ -361,15 +363,18 @@ class Database:
             "select fence, commits, hub from linkd.log"
         ).fetchone()
         if fence > self.fence:
-            error = LogLost("log.fenced", f"a linkd on {hub} has taken over the log in PostgreSQL")
-        elif fence < self.fence or commits < self._commits:
-            error = LogLost(
+            self._raise_lost("log.fenced", f"a linkd on {hub} has taken over the log in PostgreSQL")
+        if fence < self.fence or commits < self._commits:
+            self._raise_lost(
                 "log.went-back",
                 "the database went back to an older state: of the commits that it had confirmed,"
                 f" {self._commits - commits} are gone",
             )
-        else:
-            return int(commits)
+        return int(commits)
+
+    def _raise_lost(self, event: str, message: str) -> NoReturn:
+        """Report that the log is not ours any more, and end this thread."""
+        error = LogLost(event, message)
         self.lost(error)
         raise error
 

@@ -114,7 +114,18 @@ def test_an_outcome_that_is_unknown_is_found_out(bench: PostgresqlBench) -> None
         return execute("select fence, commits, hub from linkd.log")
 
     connection.execute = broken
+    confirm, refused = bench.log.database._confirm, list[bool]()
+
+    def refuse_once(again: Any) -> None:
+        """Refuse what only asks for the standby: the commit is there all the same."""
+        if not refused:
+            refused.append(True)
+            again.execute("select 1 / 0")
+        confirm(again)
+
+    bench.log.database._confirm = refuse_once
     assert append(bench, draft(b"a")) == [Appended(1, 1)]
+    assert refused
     assert connection.closed
     assert append(bench, draft(b"b")) == [Appended(2, 1)]
     assert bodies(everything(bench)) == [b"a", b"b"]
@@ -199,6 +210,23 @@ def test_another_daemon_takes_the_log_over(
     assert isinstance(died[0], LogLost)
     assert [one.event for one in told] == ["log.fenced"]
     assert "a linkd on other has taken over" in told[0].detail
+    bench.log.database.close()
+    bench.open()
+    assert bodies(everything(bench)) == [b"a"]
+
+
+def test_a_commit_of_somebody_else_ends_it(
+    bench: PostgresqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda what: died.append(what.exc_value))
+    append(bench, draft(b"a"))
+    ask(bench, "update linkd.log set commits = commits + 1")
+    got: list[Any] = []
+    bench.log.append(draft(b"b"), got.append)
+    eventually(bench, lambda: got and died)
+    assert "another linkd writes into the log" in str(died[0])
+    assert isinstance(got[0], LogUnavailable)
     bench.log.database.close()
     bench.open()
     assert bodies(everything(bench)) == [b"a"]
