@@ -235,7 +235,8 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         """
         confirms = payload in self._confirms
         if self.awaited() > SMALL_BYTES and not confirms:
-            self._show_life()
+            self._life_at = self.clock.seconds() + LIFE_SECONDS
+            self.sendPong()
             return
         super().sendPing(payload)
         if self._confirms and payload and not confirms:

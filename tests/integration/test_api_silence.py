@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
 from linkd.api.websocket import ApiWebSocket
 from linkd.config import HeartbeatSettings
@@ -237,8 +238,9 @@ def test_no_ping_is_sent_while_a_large_message_comes_in(monkeypatch: pytest.Monk
     """The package `ws` cut an upload after 300 s: 60 of its answers waited behind the message."""
     sent: list[bytes | None] = []
     monkeypatch.setattr(ServerProtocol, "sendPing", lambda self, payload: sent.append(payload))
-    monkeypatch.setattr(ApiWebSocket, "_show_life", lambda self: sent.append(None))
+    monkeypatch.setattr(ServerProtocol, "sendPong", lambda self: sent.append(None))
     socket = ApiWebSocket()
+    socket.clock = Clock()
     socket._confirms.append(b"asked")
     monkeypatch.setattr(ApiWebSocket, "awaited", lambda self: 1 << 20)
     socket.sendPing(b"auto")
