@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, unix_connect
 from websockets.typing import Subprotocol
 
 from linkd.protocol import client
@@ -131,40 +133,52 @@ def published(daemon: Daemon) -> bool:
 
 
 class Crowd:
-    """Publishes messages of one byte on two channels in turn, so that none shares a batch."""
+    """Publishes messages of one byte on two channels in turn, so that none shares a batch.
+
+    It reads while it sends, which the blocking client of websockets does not: a send that waits
+    holds the lock that a received message needs.
+    """
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self.sent = self.published = self.failed = 0
 
-    def run(self, count: int) -> None:
+    async def run(self, count: int) -> None:
         """Publish so many, or until one is refused; return once all are answered, or 3 s later."""
-        one = encode_records([EncodedRecord(b"x")])
         where = str(self._daemon.socket), "ws://localhost/v1/stream"
-        with (
-            unix_connect(
-                *where, subprotocols=[Subprotocol(client.SUBPROTOCOL)], max_size=None
-            ) as wire,
-            ThreadPoolExecutor() as pool,
-        ):
-            wire.send(client.encode([client.Open(1, "", "tests")]))
-            hearing = pool.submit(self._hear, wire)
-            while self.sent < count and not self.failed:
-                begin, self.sent = self.sent, self.sent + 500
-                these = range(begin, self.sent)
-                wire.send(
-                    client.encode([client.Publish(n + 1, "ab"[n % 2], 1, one) for n in these])
-                )
+        async with unix_connect(
+            *where,
+            subprotocols=[Subprotocol(client.SUBPROTOCOL)],
+            max_size=None,
+            close_timeout=1.0,
+        ) as wire:
+            await wire.send(client.encode([client.Open(1, "", "tests")]))
+            hearing = asyncio.create_task(self._hear(wire))
+            sending = asyncio.create_task(self._send(wire, count))
+            while not (self.failed or sending.done()):
+                await asyncio.sleep(0.01)
             end = time.monotonic() + 3.0
-            while self.published + self.failed < self.sent and time.monotonic() < end:
-                time.sleep(0.1)
-            wire.close()
-            hearing.result(5.0)
+            while not sending.done() or self.published + self.failed < self.sent:
+                if time.monotonic() >= end:
+                    break
+                await asyncio.sleep(0.1)
+            sending.cancel()
+        await hearing
 
-    def _hear(self, wire: ClientConnection) -> None:
-        try:
-            while True:
-                for frame in client.decode_from_daemon(wire.recv(timeout=30.0)):
+    async def _send(self, wire: ClientConnection, count: int) -> None:
+        one = encode_records([EncodedRecord(b"x")])
+        while self.sent < count and not self.failed:
+            begin, self.sent = self.sent, self.sent + 500
+            these = range(begin, self.sent)
+            await wire.send(
+                client.encode([client.Publish(n + 1, "ab"[n % 2], 1, one) for n in these])
+            )
+
+    async def _hear(self, wire: ClientConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            async for message in wire:
+                assert isinstance(message, bytes)
+                for frame in client.decode_from_daemon(message):
                     if isinstance(frame, client.Published):
                         self.published += 1
                     elif isinstance(frame, client.PublishedRun):
@@ -172,8 +186,6 @@ class Crowd:
                     elif isinstance(frame, client.PublishFailed):
                         assert frame.error == "too-many"
                         self.failed += 1
-        except ConnectionClosed:
-            return
 
 
 @pytest.mark.parametrize(("place", "most_megabytes"), [("receiver", 40), ("publisher", 160)])
@@ -189,7 +201,7 @@ def test_what_waits_for_a_stalled_disk_is_bounded_however_small_the_messages(
     disk.stall()
     crowd = Crowd(duo.edge)
     try:
-        crowd.run(200_000)
+        asyncio.run(crowd.run(200_000))
         grown = (memory(daemon) - before) / (1 << 20)
         figures.tell(
             f"{place} with a stalled disk: {crowd.sent} messages of a byte, {crowd.failed}"
