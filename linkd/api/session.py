@@ -24,13 +24,15 @@ class ClientSession:
     Attributes:
         caller: The caller, with its rights as of now.
         busy: A received message is still being processed.
+        is_full: A publish was refused for lack of room, and most of those before it still wait for
+            the disk.
     """
 
     def __init__(self, api: ApiServer, caller: Caller, socket: ApiWebSocket) -> None:
         self.api = api
         self.caller = caller
         self.socket = socket
-        self.busy = False
+        self.busy = self.is_full = False
         self._unwatch: Callable[[], None] | None = None
         self._changed_links: dict[str, str] = {}  # and the newest event of each
         self._status_due = False  # the status of links is to be sent soon

@@ -307,10 +307,14 @@ class StreamPublisher:
             raise ApiError(
                 "log-full", f"{refused.start} was refused: open again, then repeat from it"
             )
-        most = 2 * self._session.api.node.config.limits.publish_pending_bytes
-        if (self._unsettled or not alone) and self._unsettled + size > most:
+        if (self._unsettled or not alone) and self._unsettled + size > self._most_unsettled:
             raise ApiError("too-many", "too many bytes wait for the disk (max_pending_bytes)")
         self._refused = None
+
+    @property
+    def _most_unsettled(self) -> int:
+        """How many bytes may wait for the disk."""
+        return 2 * self._session.api.node.config.limits.publish_pending_bytes
 
     def _check(self, first: client.Publish, count: int, records: bytes) -> None:
         """Raise an error where a run may not be published."""
@@ -339,6 +343,9 @@ class StreamPublisher:
 
         def settled(outcome: Appended | LinkdError) -> None:
             self._unsettled -= size
+            if self._session.is_full and self._unsettled <= self._most_unsettled // 2:
+                self._session.is_full = False
+                self._session.socket.unstick()
             holder = self
             if state is not None:
                 last = state.under_way.pop(run[0].sequence, 0)
@@ -378,5 +385,7 @@ class StreamPublisher:
             self._refused = range(begin, end)
         if self._closed:
             return
+        if refusal.error == "too-many" and self._unsettled:
+            self._session.is_full = True
         for frame in run:
             self._session.send(client.PublishFailed(frame.sequence, refusal.error, refusal.message))

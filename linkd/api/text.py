@@ -334,7 +334,9 @@ class TextSession(ClientSession):
         if len(frame.body) > config.log.max_body_bytes:
             raise too_large(len(frame.body), config.log.max_body_bytes)
         size = len(frame.body) + BATCH_OVERHEAD_BYTES
-        if self._unsettled and self._unsettled + size > config.limits.publish_pending_bytes:
+        most = config.limits.publish_pending_bytes
+        if self._unsettled and self._unsettled + size > most:
+            self.is_full = True
             raise ApiError("too-many", "too many bytes wait for the disk")
         id_ = "" if frame.id is None else str(frame.id)
         record = EncodedRecord(frame.body, frame.type, id_, frame.content_type, frame.headers)
@@ -352,6 +354,9 @@ class TextSession(ClientSession):
 
         def settled(outcome: Appended | LinkdError) -> None:
             self._unsettled -= size
+            if self.is_full and self._unsettled <= most // 2:
+                self.is_full = False
+                self.socket.unstick()
             if isinstance(outcome, LinkdError):
                 self._refuse(frame.id, refusal_of(outcome))
             elif frame.id is not None:

@@ -249,7 +249,7 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         path lives only the kernel knows.
         """
         life = self.life
-        if (self._resting or self.busy) and not self.is_stuck:
+        if (self._resting or self.busy) and self.waiting <= STUCK_BYTES:
             life.taken_at = now
         path = path_of(self.transport)
         # A host whose window is full has acknowledged all, and the kernel asks it ever more seldom
@@ -352,7 +352,7 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         return 0.0 if self.busy or self.is_stuck else self.websockets.api.share.left()
 
     def go_on_later(self, call: Callable[[], None]) -> None:
-        """Go on in its next turn; where the other end does not read, once it has."""
+        """Go on in its next turn; where it is stuck, in the one behind `unstick`."""
         if self.is_stuck:
             self._goes_on = call
         else:
@@ -440,8 +440,12 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
 
     @property
     def is_stuck(self) -> bool:
-        """Whether so much waits for the other end to read it that nothing of it is taken."""
-        return self.waiting > STUCK_BYTES
+        """Whether so much waits for the other end to read it that nothing of it is taken.
+
+        Of a client that floods a stalled disk and reads none of the refusals, nothing at all: it
+        would block, and be cut for what it has not read.
+        """
+        return self.waiting > STUCK_BYTES or (self.paused and self.session.is_full)
 
     def has_room(self, size: int, overtakes: bool = False) -> bool:
         """Return whether records of `size` bytes may be sent now; else `on_writable` follows."""
@@ -520,6 +524,10 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         self._forget_waiting()
         if self.open:
             self._guarded(self.session.on_writable)
+        self.unstick()
+
+    def unstick(self) -> None:
+        """Go on, unless something else still waits."""
         goes_on, self._goes_on = self._goes_on, None
         if goes_on is not None:
             self.go_on_later(goes_on)

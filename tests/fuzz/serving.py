@@ -119,6 +119,9 @@ class Socket:
         if self.open:
             self.sent.append((payload + b"".join(more), binary))
 
+    def unstick(self) -> None:
+        """Go on: there is room for publishes again."""
+
     def confirm(self, call: Callable[[], None]) -> None:
         """Have received everything."""
         call()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -12,11 +13,15 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from websockets.sync.client import ClientConnection, unix_connect
+from websockets.typing import Subprotocol
 
 from linkd.api.websocket import ApiWebSocket
 from linkd.config import HeartbeatSettings
 from linkd.net.linux import path_of
 from linkd.net.websocket import ServerProtocol
+from linkd.protocol import client as stream
+from linkd.protocol.records import EncodedRecord, encode_records
 from tests.support.api_calls import Served, reactor, thread
 from tests.support.fake_node import KEY
 
@@ -232,6 +237,64 @@ async def test_a_client_whose_large_message_waits_for_memory_stays_on_a_live_pat
     assert lasted >= WATCHED
     assert not local.open, "the one that has gone is noticed"
     served.api.budget.held = held
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_floods_a_stalled_disk_and_reads_nothing_is_held_up_not_cut(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that can't read while it sends was sent 1 MiB of refusals, and cut for them."""
+    monkeypatch.setattr("linkd.api.websocket.BUSY_CLIENT_SECONDS", 1.0)
+    limits = msgspec.structs.replace(served.node.config.limits, publish_pending_bytes=65_536)
+    served.node.config = msgspec.structs.replace(served.node.config, limits=limits)
+    log = served.node.log
+    log._delayed = True
+    count, each = 100_000, 500
+    one = encode_records([EncodedRecord(b"x")])
+    sent: list[int] = []
+
+    def flood(wire: ClientConnection) -> None:
+        wire.send(stream.encode([stream.Open(1, "", "tests")]))
+        for first in range(1, count, each):
+            publishes = [stream.Publish(n, "ab"[n % 2], 1, one) for n in range(first, first + each)]
+            wire.send(stream.encode(publishes))
+            sent.append(each)
+
+    def run() -> tuple[int, int]:
+        settled = refused = 0
+        with (
+            unix_connect(
+                served.path,
+                "ws://localhost/v1/stream",
+                subprotocols=[Subprotocol(stream.SUBPROTOCOL)],
+                max_size=None,
+                max_queue=1,  # it reads nothing that is not asked for
+            ) as wire,
+            ThreadPoolExecutor() as pool,
+        ):
+            flooding = pool.submit(flood, wire)
+            time.sleep(WATCHED)
+            assert 0 < sum(sent) < count, "it is held up"
+            reactor.callFromThread(go_on)
+            while settled + refused < count:
+                for frame in stream.decode_from_daemon(wire.recv(timeout=WATCHED)):
+                    if isinstance(frame, stream.PublishFailed):
+                        assert frame.error == "too-many"
+                        refused += 1
+                    elif isinstance(frame, stream.Published):
+                        settled += 1
+                    elif isinstance(frame, stream.PublishedRun):
+                        settled += frame.count
+            flooding.result(WATCHED)
+        return settled, refused
+
+    def go_on() -> None:
+        log._delayed = False
+        log.commit()
+
+    settled, refused = await thread(run)
+    assert refused > 0
+    assert log.next == settled + 1
 
 
 def test_no_ping_is_sent_while_a_large_message_comes_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,9 @@ class Socket:
     def close(self, code: int, reason: str) -> None:
         self.open = False
 
+    def unstick(self) -> None:
+        self.is_stuck = False
+
 
 class Bench:
     """A stream that has opened."""
