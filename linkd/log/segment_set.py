@@ -302,6 +302,7 @@ class SegmentRoller:
         self.held_bytes = sum(index.size for index in held)
         self._deleted = 0  # the newest segment whose file is deleted
         self._is_noting = False  # a job that saves the identity waits
+        self._is_refused = False  # the disk refused the last one
         self._folder = folder
         self._files = files
         self._segment_set = segment_set
@@ -384,6 +385,9 @@ class SegmentRoller:
             def job() -> None:
                 self._save()  # else a start would look for them
                 remove(self._files, self._folder, numbers)
+                if self._is_refused:  # the disk was full: now it has room
+                    self._is_noting = True
+                    self._save()
                 deleted()
 
             self._reader.work(job, is_urgent=True)
@@ -403,5 +407,8 @@ class SegmentRoller:
         """Save the newest identity, unless that was done; runs in the reader thread."""
         if self._is_noting:
             self._is_noting = False  # before the read: a later change makes another job
-            with suppress(OSError):
+            try:
                 save_identity(self._files, self._folder, self.identity)
+                self._is_refused = False
+            except OSError:
+                self._is_refused = True

@@ -120,6 +120,30 @@ def test_what_goes_is_noted_before_it_is_deleted(tmp_path: Path) -> None:
     assert load_identity(tmp_path) == Identity("log", 7, 3, 40, 3, 30)
 
 
+def test_what_a_full_disk_could_not_note_is_noted_once_it_has_room(tmp_path: Path) -> None:
+    """A start after a kill took the deleted segments for missing ones, and reported a loss."""
+
+    class Full(DiskFiles):
+        """Takes something once a segment is deleted."""
+
+        def open(self, path: Path, *, create: bool = False) -> int:
+            if create and segment_path(tmp_path, 1).exists():
+                raise OSError(errno.ENOSPC, "full")
+            return super().open(path, create=create)
+
+    order, _, reader = succession(tmp_path, Full())
+    for number in (1, 2):
+        segment_path(tmp_path, number).write_bytes(b"x")
+        order.begun(
+            Index(number, "log", "edge", 10 * number, 10 * number + 10, 1, 5.0, False, []), ()
+        )
+    order.drop(1)
+    order.free(2, lambda: None)
+    done(reader)
+    assert not segment_path(tmp_path, 1).exists()
+    assert load_identity(tmp_path) == order.identity == Identity("log", 7, 2, 40, 2, 20)
+
+
 class Refusing(DiskFiles):
     """Files on a disk that takes nothing."""
 
