@@ -55,8 +55,8 @@ def edited(wheels: Path, directory: Path, edits: Mapping[str, tuple[bytes, bytes
 
 
 BROKEN = {"linkd/daemon.py": (b"from __future__", b"raise SystemExit('broken on purpose')\n#")}
-BEGUN_AND_OVER = b"            import time; time.sleep(1); raise LinkdError('no')"
-"""The log's thread has written the new epoch by then."""
+BEGUN_AND_OVER = b"            import os; self._reactor.callLater(1, os._exit, 1); return"
+"""The reactor has had its time to begin a segment by then."""
 
 NEWER_FORMAT = {
     "linkd/log/cursor_store.py": (b"\nFORMAT = 2\n", b"\nFORMAT = 3\n"),
