@@ -19,7 +19,7 @@ from msgspec import inspect
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from linkd.config import Config
-from linkd.config.reload import needs_restart
+from linkd.config.loading import needs_restart
 from linkd.config.validation import expectation, tables
 from linkd.core.link import IGNORED, STATES, TABLE
 

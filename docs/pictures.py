@@ -64,7 +64,7 @@ class Machine:
     def running(self) -> Iterator[None]:
         """Run the daemon."""
         with self.log.open("w") as log:
-            command = [sys.executable, "-m", "linkd.cli", "run", "-c", str(self._config)]
+            command = [sys.executable, "-m", "linkd", "run", "-c", str(self._config)]
             daemon = self.host.popen(
                 command, {"PYTHONPATH": str(DOCS.parent)}, stdout=log, stderr=log
             )
@@ -76,7 +76,7 @@ class Machine:
 
     def start(self, *words: str, **streams: int) -> subprocess.Popen[bytes]:
         """Start a `linkd` command."""
-        command = [sys.executable, "-m", "linkd.cli", *words, "-c", str(self._config)]
+        command = [sys.executable, "-m", "linkd", *words, "-c", str(self._config)]
         environment = {
             "PYTHONPATH": str(DOCS.parent),
             "PYTHONUNBUFFERED": "1",

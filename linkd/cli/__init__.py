@@ -1,4 +1,4 @@
-"""The `linkd` command: one module for each command, loaded on demand for a fast start."""
+"""The `linkd` command: commands in modules by subject, loaded on demand for a fast start."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "publish": ("publish", "publish one message, or one a line"),
     "subscribe": ("subscribe", "print messages as they come"),
     "consumers": ("consumers", "list, delete or move named consumers"),
-    "events": ("events", "changes of links"),
-    "outages": ("outages", "every outage: noticed after, down for, why; availability"),
-    "kick": ("kick", "have a link try again at once"),
+    "events": ("history", "changes of links"),
+    "outages": ("history", "every outage: noticed after, down for, why; availability"),
+    "kick": ("links", "have a link try again at once"),
     "log": ("log", "look into the log, verify it, trim it, keep it in PostgreSQL"),
     "token": ("token", "a token that opens one connection, or the dashboard"),
     "drill": ("drill", "inject a fault and judge the outcome"),
-    "resync": ("resync", "restart a diverged link"),
-    "drain": ("drain", "end all links ahead of a restart or maintenance"),
+    "resync": ("links", "restart a diverged link"),
+    "drain": ("links", "end all links ahead of a restart or maintenance"),
     "invite": ("pairing", "make a code that lets another node join"),
     "join": ("pairing", "join a node by its code"),
     "peers": ("pairing", "list the peers that were paired"),
     "revoke": ("pairing", "take a pairing back"),
     "report": ("report", "write one file for a bug report, without secrets"),
     "completion": ("completion", "print what bash, zsh or fish needs to complete commands"),
-    "version": ("version", "print the version"),
+    "version": ("run", "print the version"),
 }
 """Command: its module in `linkd.cli`, and one line of help.
 

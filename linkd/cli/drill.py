@@ -27,8 +27,7 @@ from linkd.errors import ChannelRefused, ConfigError
 from linkd.protocol.channels import check_channel
 
 if TYPE_CHECKING:
-    from linkd.drill.expectations import Bounds
-    from linkd.drill.report import Report
+    from linkd.drill.report import Bounds, Report
     from linkd.drill.runner import Stage
     from linkd.drill.testbed import DrillNode, Testbed
 
@@ -126,7 +125,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     """Yield the reports of drills on throw-away pairs."""
-    from linkd.drill.expectations import Bounds  # noqa: PLC0415
+    from linkd.drill.report import Bounds  # noqa: PLC0415
     from linkd.drill.runner import run_all, show_nothing  # noqa: PLC0415
     from linkd.drill.scenarios import DRILLS  # noqa: PLC0415
 
@@ -173,7 +172,7 @@ def _print_command(end: DrillNode, stage: str, command: str) -> None:
     """Run a linkd command at one end of the pair and print it with its output."""
     from linkd.drill.testbed import package_environment  # noqa: PLC0415
 
-    own = [sys.executable, "-m", "linkd.cli", command, "--socket", end.daemon.socket]
+    own = [sys.executable, "-m", "linkd", command, "--socket", end.daemon.socket]
     done = subprocess.run(
         own, capture_output=True, text=True, timeout=_COMMAND_SECONDS, env=package_environment()
     )
@@ -395,7 +394,7 @@ def _bounds(arguments: argparse.Namespace, required: bool) -> Bounds:
     Raises:
         ConfigError: `required`, and the configuration can't be used.
     """
-    from linkd.drill.expectations import Bounds  # noqa: PLC0415
+    from linkd.drill.report import Bounds  # noqa: PLC0415
 
     try:
         config = configuration(arguments)

@@ -11,7 +11,6 @@ from typing import Any, Unpack
 from linkd.client.api import WAIT_SECONDS, NodeBase, PublishTotal
 from linkd.client.connection import Wire, bearer
 from linkd.client.errors import ClientError, NoDaemon
-from linkd.client.iterator import RecordIterator, RecordQueue
 from linkd.client.options import (
     Address,
     ConnectSettings,
@@ -22,6 +21,7 @@ from linkd.client.options import (
     Stored,
 )
 from linkd.client.session import DaemonSession
+from linkd.client.subscription import RecordIterator, RecordQueue
 from linkd.errors import LinkdError
 from linkd.protocol.client import Published
 

@@ -11,7 +11,6 @@ from typing import Any, Final, Generic, Self, TypeVar, Unpack
 
 from linkd.client.connection import Loop, Reconnector, Wire
 from linkd.client.errors import ClientError, NoDaemon, stored_at
-from linkd.client.iterator import RecordIterator, RecordQueue
 from linkd.client.options import (
     Address,
     ConnectSettings,
@@ -31,7 +30,7 @@ from linkd.client.options import (
 from linkd.client.publisher import NO_TERMS, InFlightPublishes, PublishTerms
 from linkd.client.record import Record, RecordContext, batches, encoded, pack
 from linkd.client.session import MAX_BODY_BYTES, DaemonSession
-from linkd.client.subscription import DEFAULT_WINDOW
+from linkd.client.subscription import DEFAULT_WINDOW, RecordIterator, RecordQueue
 from linkd.errors import LinkdError
 from linkd.protocol.channels import check_channel
 from linkd.protocol.client import Published

@@ -26,7 +26,6 @@ from twisted.python.failure import Failure
 from linkd.client.api import NodeBase, PublishTotal
 from linkd.client.connection import Wire, bearer
 from linkd.client.errors import NoDaemon
-from linkd.client.iterator import RecordIterator, RecordQueue
 from linkd.client.options import (
     Address,
     ConnectOptions,
@@ -39,6 +38,7 @@ from linkd.client.options import (
     address,
 )
 from linkd.client.session import DaemonSession
+from linkd.client.subscription import RecordIterator, RecordQueue
 from linkd.errors import LinkdError
 
 _log = Logger("linkd.client")

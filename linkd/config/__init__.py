@@ -1,7 +1,6 @@
 """The configuration: one typed table of settings, read from TOML files, checked before use."""
 
-from linkd.config.loading import files, load
-from linkd.config.reload import Change, apply_live, changes
+from linkd.config.loading import Change, apply_live, changes, files, load
 from linkd.config.settings import (
     ApiKey,
     ApiSettings,

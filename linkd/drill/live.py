@@ -24,9 +24,8 @@ from linkd.client.errors import ClientError
 from linkd.client.http import call, expect
 from linkd.drill import deadman
 from linkd.drill.deadman import DrillFailed, Switch, admin_path
-from linkd.drill.expectations import LATE_SECONDS, Bounds, Expectation, judge, silent_for
 from linkd.drill.monitor import DaemonClient, LinkMonitor, Publisher, Tally, received_numbers
-from linkd.drill.report import Check, Report
+from linkd.drill.report import LATE_SECONDS, Bounds, Check, Expectation, Report, judge, silent_for
 from linkd.drill.runner import DRAIN_SECONDS, GRACE_SECONDS, Course, Progress
 from linkd.status import LinkStatus
 

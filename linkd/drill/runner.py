@@ -11,9 +11,8 @@ from typing import Final, Literal, Self
 from linkd.client.errors import ClientError
 from linkd.clock import wall
 from linkd.drill.deadman import DrillFailed
-from linkd.drill.expectations import Bounds, judge
 from linkd.drill.monitor import LinkMonitor, Publisher, Span, Tally, received_numbers
-from linkd.drill.report import Check, EndReport, Report, Verdict, Where
+from linkd.drill.report import Bounds, Check, EndReport, Report, Verdict, Where, judge
 from linkd.drill.scenarios import Drill
 from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Testbed, faketime, running_pair
 from linkd.protocol.json import rfc3339

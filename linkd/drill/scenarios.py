@@ -11,8 +11,8 @@ import msgspec
 from msgspec.structs import replace
 
 from linkd.drill.deadman import DrillFailed
-from linkd.drill.expectations import Bounds, Expectation, silent_for
 from linkd.drill.relay import Way
+from linkd.drill.report import Bounds, Expectation, silent_for
 from linkd.drill.testbed import HOUR_SECONDS, FilteredPath, Relay, Setup, Testbed
 
 LOSS: Final = 0.05

@@ -30,9 +30,9 @@ from linkd.client.errors import ClientError
 from linkd.clock import wall
 from linkd.drill import relay
 from linkd.drill.deadman import MARK, ChildProcess, DrillFailed, Switch, admin_path
-from linkd.drill.expectations import Bounds
 from linkd.drill.monitor import DaemonClient
 from linkd.drill.relay import Way
+from linkd.drill.report import Bounds
 from linkd.net import certificates
 from linkd.net.certificates import Issuer, Subject, Validity
 
@@ -544,7 +544,7 @@ class DrillNode:
         Raises:
             DrillFailed: It ended, or does not answer within 30 s; the message has its last lines.
         """
-        own = [sys.executable, "-m", "linkd.cli", "run", "-c", str(self.directory / "linkd.toml")]
+        own = [sys.executable, "-m", "linkd", "run", "-c", str(self.directory / "linkd.toml")]
         environment = package_environment() | self.environment
         with (self.directory / "log").open("ab") as log:
             self._process = self.host.popen(own, environment, stdout=log, stderr=log)

@@ -18,8 +18,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 
 from linkd.clock import wall
 from linkd.events.catalog import COMMON_FIELDS, EVENTS, LEVELS, Level, leave_out
-from linkd.events.journal import Journal, entry_fields
-from linkd.events.sink import CLOSE_SECONDS, Dropped, LineSink
+from linkd.events.sink import CLOSE_SECONDS, Dropped, Journal, LineSink, entry_fields
 from linkd.protocol.json import rfc3339
 
 Fields = Mapping[str, object]

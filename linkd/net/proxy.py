@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import socket
 import time
-from abc import ABC, abstractmethod
 from base64 import b64encode
 from contextlib import suppress
 from http import HTTPStatus
@@ -172,7 +171,7 @@ def _covers(entry: str, host: str, port: int) -> bool:
 # -- the protocols --------------------------------------------------------------------------------
 
 
-class ProxyHandshake(ABC):
+class _Handshake:
     """The client's side of a proxy's protocol: bytes in, bytes out, until the tunnel is open.
 
     Args:
@@ -190,18 +189,6 @@ class ProxyHandshake(ABC):
         self._credentials = credentials
         self._has_worked = has_worked
         self._data = b""
-
-    @abstractmethod
-    def begin(self) -> bytes:
-        """Return the first bytes to send."""
-
-    @abstractmethod
-    def receive(self, data: bytes) -> bytes:
-        """Process bytes of the proxy; return the next bytes to send.
-
-        Raises:
-            AttemptFailed: There will be no tunnel.
-        """
 
     def _rejected(self, detail: str) -> AttemptFailed:
         """Return the failure of an attempt that needs an operator, unless the URL has worked.
@@ -227,7 +214,7 @@ class ProxyHandshake(ABC):
 _SET_SECRET: Final = "set `proxy_secret_file`"  # noqa: S105 - a sentence
 
 
-class HttpHandshake(ProxyHandshake):
+class HttpHandshake(_Handshake):
     """HTTP CONNECT. Source: RFC 9110 section 9.3.6."""
 
     _taken = 0
@@ -310,7 +297,7 @@ def _asked_schemes(raw: bytes) -> list[str]:
     return known if set(found) <= set(known) else [*known, _OTHER_SCHEME]
 
 
-class SocksHandshake(ProxyHandshake):
+class SocksHandshake(_Handshake):
     """SOCKS version 5. Sources: RFC 1928, RFC 1929."""
 
     def __init__(self, target: Url, credentials: Credentials | None, has_worked: bool) -> None:
@@ -398,6 +385,9 @@ class SocksHandshake(ProxyHandshake):
         """Raise AttemptFailed where an answer, if there is one, is not of version 5."""
         if answer and answer[0] != 5:
             raise self._rejected("the proxy answered with something that is not SOCKS5")
+
+
+ProxyHandshake = HttpHandshake | SocksHandshake
 
 
 def make_handshake(

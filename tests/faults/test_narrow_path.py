@@ -44,7 +44,7 @@ def test_the_cause_is_named_and_the_next_dial_passes(lab: Lab, daemons: Start, w
         drained = time.monotonic() - begun
         assert edge.link("hub")["large_messages_lost"]
         check = subprocess.run(
-            python("-m", "linkd.cli", "status", "--check", "--socket", str(owes.socket)),
+            python("-m", "linkd", "status", "--check", "--socket", str(owes.socket)),
             capture_output=True,
             text=True,
             timeout=20,

@@ -23,7 +23,7 @@ from tests.support.lab import python
 from tests.support.queueing import LEAST_SECONDS, spent
 
 ROOT = Path(__file__).resolve().parents[2]
-LINKD = [sys.executable, "-m", "linkd.cli"]
+LINKD = [sys.executable, "-m", "linkd"]
 
 
 @pytest.fixture(scope="module")

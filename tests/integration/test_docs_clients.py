@@ -54,7 +54,7 @@ def test_python(daemon: Daemon, example: str) -> None:
 @pytest.mark.parametrize("example", examples("cli.md", "sh"))
 def test_cli(daemon: Daemon, example: str, tmp_path: Path) -> None:
     command = tmp_path / "linkd"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd "$@"\n')
     command.chmod(0o755)
     assert run(daemon, "bash", "-euo", "pipefail", "-c", example, path=str(tmp_path))
 
@@ -71,7 +71,7 @@ def test_the_tour(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "tutorial.md").read_text().replace("19443", str(free_port()))
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     command = tmp_path / "linkd"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd "$@"\n')
     command.chmod(0o755)
     python = tmp_path / "python3"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')

@@ -38,7 +38,7 @@ def pair() -> Iterator[Pair]:
 def path(tmp_path: Path) -> Path:
     """Return a directory with the command `linkd`."""
     command = tmp_path / "linkd"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd "$@"\n')
     command.chmod(0o755)
     return tmp_path
 

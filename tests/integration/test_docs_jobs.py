@@ -26,7 +26,7 @@ KEY = (
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
     command = tmp_path / "linkd"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd "$@"\n')
     command.chmod(0o755)
     with Pair(KEY) as linked:
         yield linked

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from linkd.cli import main
-from linkd.drill import expectations
+from linkd.drill import report as drill_report
 from linkd.drill.deadman import DrillFailed
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon, listen, peer
@@ -371,7 +371,7 @@ def test_a_verdict_that_falls_short_is_exit_1(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The bound is moved to where no daemon can keep it."""
-    monkeypatch.setattr(expectations, "LATE_SECONDS", -1.0)
+    monkeypatch.setattr(drill_report, "LATE_SECONDS", -1.0)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     words = ["-c", str(config), "drill", "--lab", "blackhole", "--relay", "--json"]
     assert main(words) == 1

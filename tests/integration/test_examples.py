@@ -204,7 +204,7 @@ def test_orders_wait_while_the_log_is_full(tmp_path: Path) -> None:
             order(shop, 1)
             forward.wait_line("waiting: ")
             words = ("--socket", str(edge.socket), "--before", str(end), "--yes")
-            command = [sys.executable, "-m", "linkd.cli", "log", "trim", *words]
+            command = [sys.executable, "-m", "linkd", "log", "trim", *words]
             subprocess.run(command, cwd=ROOT, check=True, timeout=20, stdout=subprocess.DEVNULL)
             forward.wait_line("forwarded 1")
         assert [one["id"] for one in records(edge, "orders")] == ["order-1"]
@@ -269,7 +269,7 @@ def test_files_arrive_whole_over_kills(pair: Pair, tmp_path: Path) -> None:
 
 def _post(daemon: Daemon, channel: str, body: bytes, headers: dict[str, str]) -> None:
     words = [word for name, value in headers.items() for word in ("--header", f"{name}={value}")]
-    command = [sys.executable, "-m", "linkd.cli", "publish", "--socket", str(daemon.socket)]
+    command = [sys.executable, "-m", "linkd", "publish", "--socket", str(daemon.socket)]
     subprocess.run(
         [*command, channel, body.decode(), *words], cwd=ROOT, check=True, timeout=20,
         stdout=subprocess.DEVNULL,
@@ -278,7 +278,7 @@ def _post(daemon: Daemon, channel: str, body: bytes, headers: dict[str, str]) ->
 
 def test_a_report_is_published_once_a_day(pair: Pair, tmp_path: Path) -> None:
     command = tmp_path / "linkd"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd "$@"\n')
     command.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     for _ in range(2):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from linkd.events.journal import MESSAGE_IDS
+from linkd.events.sink import MESSAGE_IDS
 from tests.service.conftest import EDGE, HUB, SOURCE, Pair, link, wait_link
 from tests.support import figures
 from tests.support.machine import Machine

@@ -30,8 +30,8 @@ from linkd.events import (
     text_line,
     unknown_fields,
 )
-from linkd.events.journal import MESSAGE_IDS
 from linkd.events.observers import MOST_KEYS, Format, LineForm, RepeatFilter, to_journal
+from linkd.events.sink import MESSAGE_IDS
 
 ROOT = Path(__file__).resolve().parents[2]
 

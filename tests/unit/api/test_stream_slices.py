@@ -11,8 +11,7 @@ from twisted.internet.defer import CancelledError
 
 from linkd.api.auth import ANYONE
 from linkd.api.server import ApiServer
-from linkd.api.stream import FRAME_BYTES, MAX_PATTERNS_BYTES, StreamSession
-from linkd.api.waits import WAIT_BYTES
+from linkd.api.stream import FRAME_BYTES, MAX_PATTERNS_BYTES, WAIT_BYTES, StreamSession
 from linkd.net.rate_limit import SLICE_SECONDS
 from linkd.protocol import client
 from linkd.protocol.records import EncodedRecord, NewRecords, encode_records

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.cli import drain, main
+from linkd.cli import links, main
 from linkd.cli.output import Colours
 from linkd.cli.status import node_text
 from linkd.status import NodeStatus
@@ -381,7 +381,7 @@ def test_a_drain_shows_its_progress_and_its_end(
         now[0] += 1.0
         daemon.answers["GET /v1/drain"] = (200, answers[min(int(now[0]), len(answers) - 1)])
 
-    monkeypatch.setattr(drain, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(links, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
     daemon.answers["POST /v1/drain"] = (200, answers[0])
     assert main(["drain", "--retry-after", "0.5"]) == code
     assert daemon.asked[0].body == b'{"timeout":10.0,"retry_after":0.5}'
@@ -396,7 +396,7 @@ def test_an_interrupted_drain_goes_on(
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(drain, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=interrupted))
+    monkeypatch.setattr(links, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=interrupted))
     daemon.answers["POST /v1/drain"] = (200, drained())
     assert main(["drain"]) == 130
     assert "the node goes on draining; `linkd drain --undo` ends that" in capsys.readouterr().err

@@ -360,7 +360,7 @@ def test_drills_end_when_nobody_reads_their_reports_any_more(
 def test_output_that_cannot_be_written_is_exit_2_and_no_traceback(words: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "linkd.cli", *words],
+            [sys.executable, "-m", "linkd", *words],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -372,7 +372,7 @@ def test_output_that_cannot_be_written_is_exit_2_and_no_traceback(words: list[st
 
 @pytest.mark.parametrize(("words", "code"), [(["version"], 0), (["drill", "quake"], 2)])
 def test_closed_streams_are_no_mistake(words: list[str], code: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "linkd.cli", *words]
+    command = [sys.executable, "-m", "linkd", *words]
     closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "-", *command]
     assert subprocess.run(closed, timeout=20, cwd=tmp_path.parent).returncode == code
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from linkd.config import HeartbeatSettings, ReconnectSettings
-from linkd.drill.expectations import Bounds, Expectation, judge, silent_for
 from linkd.drill.monitor import GONE, Span, Tally
-from linkd.drill.report import EndReport
+from linkd.drill.report import Bounds, EndReport, Expectation, judge, silent_for
 from linkd.status import Outage
 
 BOUNDS = Bounds()

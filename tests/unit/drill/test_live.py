@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from linkd.drill import deadman, live
-from linkd.drill.expectations import Bounds
 from linkd.drill.live import (
     Kind,
     PacketMatch,
@@ -23,6 +22,7 @@ from linkd.drill.live import (
     remote,
 )
 from linkd.drill.monitor import DaemonClient, Tally
+from linkd.drill.report import Bounds
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
 

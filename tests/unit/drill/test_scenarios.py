@@ -9,7 +9,7 @@ import pytest
 
 from linkd.config import HeartbeatSettings, ReconnectSettings
 from linkd.drill import scenarios
-from linkd.drill.expectations import Bounds, Expectation, silent_for
+from linkd.drill.report import Bounds, Expectation, silent_for
 from linkd.drill.scenarios import DRILLS
 
 BOUNDS = Bounds(

@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 
 from linkd.events import EVENTS
-from linkd.events import journal as journals
 from linkd.events import sink as sinks
-from linkd.events.journal import MESSAGE_IDS, RETRY_SECONDS, Journal, entry, entry_fields
 from linkd.events.observers import LineForm
-from linkd.events.sink import LineSink
+from linkd.events.sink import MESSAGE_IDS, RETRY_SECONDS, Journal, LineSink, entry, entry_fields
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -197,7 +195,7 @@ def test_a_line_that_is_half_written_is_not_an_entry_as_well(journal: FakeJourna
 def test_an_entry_that_does_not_fit_goes_to_standard_error(
     journal: FakeJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journals, "MAX_MESSAGE_BYTES", 10_000_000)
+    monkeypatch.setattr(sinks, "MAX_MESSAGE_BYTES", 10_000_000)
     journal.sink.put("<6>" + "z" * 500_000)
     written = ""
     while not written.endswith("\n"):
@@ -208,7 +206,7 @@ def test_an_entry_that_does_not_fit_goes_to_standard_error(
 PROGRAM = """
 import os, sys
 from linkd.events import emit, install, observers
-from linkd.events.journal import Journal
+from linkd.events.sink import Journal
 status = os.fstat(2)
 os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
 observers.Journal = lambda: Journal(sys.argv[1])

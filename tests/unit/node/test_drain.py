@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from linkd.config import PeerSettings
-from linkd.node.drain import MAX_BUSY_SECONDS
+from linkd.node.node import MAX_BUSY_SECONDS
 from linkd.protocol import peer as wire
 from tests.support.fake_net import FakeNet, Kept, one_publish
 
