@@ -226,6 +226,9 @@ At 50 kB/s a small message then waits 0.5 s instead of 4 s behind parts of a lar
 _MOST_PIECES: Final = 64
 """Pieces offered to the kernel in one call."""
 
+_MOST_ROUNDS: Final = 4
+"""How often a turn sends: an iteration for each filling takes 5 % more for 64 KiB (measured)."""
+
 _JOINED_BYTES: Final = 8192
 """Pieces that are smaller on average are joined first: a piece costs as much as so many bytes."""
 
@@ -265,26 +268,33 @@ class DirectWriter:
         stream.reactor.addWriter(stream)
 
     def _send(self) -> Any:
-        """Send what the kernel takes; return an error where the connection is lost."""
+        """Send what the kernel takes, and what the producer then adds.
+
+        Return an error where the connection is lost.
+        """
         stream = self._stream
-        queue: list[bytes] = stream._tempDataBuffer
-        if len(queue) > 1 and stream._tempDataLen < _JOINED_BYTES * len(queue):
-            queue[:] = [b"".join(queue)]
-        pieces: list[bytes | memoryview] = [*queue[:_MOST_PIECES]]
-        if stream.dataBuffer:
-            pieces.insert(0, memoryview(stream.dataBuffer)[stream.offset :])
-        try:
-            self._sent(stream.socket.sendmsg(pieces))
-        except OSError as error:
-            return None if error.errno in _FULL else CONNECTION_LOST
-        if queue or stream.dataBuffer:
-            return None
-        if stream.disconnecting or stream._writeDisconnecting or not stream.streamingProducer:
-            return self._finish()  # nothing is left to write, but there is more to do
-        stream.reactor.removeWriter(stream)
-        if stream.producerPaused and stream.producer is not None:
-            stream.producerPaused = False
-            stream.producer.resumeProducing()
+        for _ in range(_MOST_ROUNDS):
+            queue: list[bytes] = stream._tempDataBuffer
+            if len(queue) > 1 and stream._tempDataLen < _JOINED_BYTES * len(queue):
+                queue[:] = [b"".join(queue)]
+            pieces: list[bytes | memoryview] = [*queue[:_MOST_PIECES]]
+            if stream.dataBuffer:
+                pieces.insert(0, memoryview(stream.dataBuffer)[stream.offset :])
+            try:
+                self._sent(stream.socket.sendmsg(pieces))
+            except OSError as error:
+                return None if error.errno in _FULL else CONNECTION_LOST
+            if queue or stream.dataBuffer:
+                return None
+            if stream.disconnecting or stream._writeDisconnecting or not stream.streamingProducer:
+                return self._finish()  # nothing is left to write, but there is more to do
+            if stream.producerPaused and stream.producer is not None:
+                stream.producerPaused = False
+                stream.producer.resumeProducing()
+            if not queue or stream.disconnecting:
+                break
+        if not stream._tempDataBuffer:
+            stream.reactor.removeWriter(stream)
         return None
 
     def _sent(self, size: int) -> None:

@@ -165,6 +165,45 @@ def test_what_waits_is_sent_before_a_connection_ends_and_nothing_is_written_afte
     assert not sending._tempDataBuffer
 
 
+class Refilling(Sending):
+    """A descriptor whose producer writes again each time that all is sent."""
+
+    refills = 0
+    end: Callable[[], None] | None = None
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
+        if self.refills:
+            self.refills -= 1
+            self.writeSequence(PIECES)
+            if self.end is not None:
+                self.end()
+
+
+@pytest.mark.parametrize(("refills", "first"), [(0, 1), (2, 3), (3, 4), (5, 4)])
+def test_a_turn_sends_what_the_producer_adds_but_not_for_ever(refills: int, first: int) -> None:
+    sending = Refilling(*[200_000] * 6)
+    sending.refills = refills
+    sending.writeSequence(PIECES)
+    assert sending.doWrite() is None
+    assert sending.socket.sent == ALL * first
+    assert sending.reactor.writing == ({sending} if refills >= first else set())
+    if sending.reactor.writing:
+        assert sending.doWrite() is None
+    assert sending.socket.sent == ALL * (refills + 1)
+    assert not sending.reactor.writing
+    assert sending.told == ["pause", "resume"] * (refills + 1)
+
+
+def test_a_producer_that_ends_the_connection_has_nothing_sent_in_the_same_turn() -> None:
+    sending = Refilling(*[200_000] * 2)
+    sending.refills = 1
+    sending.end = sending.loseConnection
+    sending.writeSequence(PIECES)
+    assert sending.doWrite() is None
+    assert sending.socket.sent == ALL
+
+
 def passed(pace: AdaptiveBuffer, seconds: float, times: int = 1) -> None:
     """Let what waited pass in so many seconds."""
     for _ in range(times):
