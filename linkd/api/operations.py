@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from linkd.api.auth import ANYONE, COOKIE, SESSION_SECONDS, SOCKET, TOKEN_SECONDS
-from linkd.api.bodies import to_json
 from linkd.api.call import Call, last_event, lasting_consumer, seconds, wants_stream, whole
 from linkd.api.errors import ApiError, known_peer
-from linkd.api.http import Response, answer
+from linkd.api.http import Response, answer, to_json
 from linkd.api.metrics import consumer_lags
-from linkd.api.sse import stream_events
+from linkd.api.sinks import stream_events
 from linkd.errors import PublishError
 from linkd.protocol.channels import Patterns, is_pattern
 

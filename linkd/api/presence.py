@@ -21,7 +21,7 @@ from zlib import crc32
 import msgspec
 from twisted.internet.base import DelayedCall, ReactorBase
 
-from linkd.api.bodies import to_json
+from linkd.api.http import to_json
 from linkd.net.rate_limit import FairShare
 from linkd.net.timers import cancel
 from linkd.protocol.channels import is_channel

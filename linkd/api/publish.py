@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 
-from linkd.api.bodies import NDJSON, check_body, check_json
 from linkd.api.call import Call, seconds
 from linkd.api.errors import ApiError, refusal_of
-from linkd.api.http import Response, answer
+from linkd.api.http import NDJSON, Response, answer, check_body, check_json
 from linkd.api.stream_publisher import MAX_RECORDS, check_wait
 from linkd.clock import wall
 from linkd.errors import BadRecord, BodyTooLarge, LinkdError

@@ -12,11 +12,10 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.task import deferLater
 
 from linkd.api.auth import Caller
-from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call, consumer_of, last_record, number, start_of, wants_stream, whole
 from linkd.api.errors import ApiError, refusal_of
-from linkd.api.http import Response, answer
-from linkd.api.sse import stream_records
+from linkd.api.http import Response, answer, record_objects, to_json
+from linkd.api.sinks import stream_records
 from linkd.errors import Gap, LinkdError
 from linkd.log.base import Log
 from linkd.node.subscriptions import Start

@@ -36,8 +36,8 @@ from linkd.api.operations import StaticFiles
 from linkd.api.presence import Presence
 from linkd.api.routes import describe, find
 from linkd.api.session import ClientSession
+from linkd.api.sinks import EventStream
 from linkd.api.site import ApiSite
-from linkd.api.sse import EventStream
 from linkd.api.stream import StreamSession
 from linkd.api.stream_publisher import ActiveProducers
 from linkd.api.text import TextSession

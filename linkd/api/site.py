@@ -14,7 +14,6 @@ from twisted.web import http
 from linkd import events
 from linkd.api.access import wants_websocket
 from linkd.api.auth import ANYONE, STRANGER
-from linkd.api.bodies import to_json_line
 from linkd.api.errors import ApiError
 from linkd.api.http import (
     BODY_BYTES,
@@ -23,6 +22,7 @@ from linkd.api.http import (
     ApiRequest,
     CallerBudget,
     ConnectionSlots,
+    to_json_line,
 )
 from linkd.net.rate_limit import drop_buffers, origin, serve_last
 from linkd.net.timers import cancel

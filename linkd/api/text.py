@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from linkd.api.access import close_of
 from linkd.api.auth import Caller
-from linkd.api.bodies import to_json
 from linkd.api.call import Call, check_consumer, lasting_consumer, resumed, start_of
 from linkd.api.errors import ApiError, refusal_of
+from linkd.api.http import to_json
 from linkd.api.presence import MAX_NAME, PresenceChange
 from linkd.api.publish import too_large
 from linkd.api.session import ClientSession

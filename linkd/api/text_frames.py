@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from linkd.api.bodies import to_json
 from linkd.api.errors import ApiError
+from linkd.api.http import to_json
 from linkd.errors import LinkdError
 from linkd.protocol.json import JSON, body_of, check_syntax, extras_of, rfc3339
 from linkd.protocol.peer import EpochEnd

@@ -13,10 +13,10 @@ from random import Random
 from typing import TypeVar
 
 from linkd.errors import BadRecord, LinkdError, LogClosed, LogFull, OutOfStep, PublishError
-from linkd.log.cache import TailCache
 from linkd.log.commit import CommitBuilder, CommitGroup, PendingItem, ReceivedBatch, ignore
 from linkd.log.frame import CursorSet, EpochOpened
 from linkd.log.interface import Appended, OnDurable, OperatorNotice
+from linkd.log.segment_set import TailCache
 from linkd.log.state import PeerPosition, RecentIds, State, follows, moved, placed
 from linkd.protocol.peer import Cursor
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, MAX_BATCH_BYTES, Batch, NewRecords

@@ -19,7 +19,6 @@ import msgspec
 from linkd.config.settings import LogSettings
 from linkd.errors import Gap, LinkdError, LogClosed, LogDamaged, LogFull
 from linkd.log.base import Log, new_token
-from linkd.log.cache import TailCache
 from linkd.log.commit import Post, ignore
 from linkd.log.files import (
     DiskFiles,
@@ -34,7 +33,7 @@ from linkd.log.reader import CorruptSegment, Reader
 from linkd.log.recovery import RecoveredLog, begin
 from linkd.log.repair import PendingLossReports, SegmentRepairer
 from linkd.log.segment import Index, read_head, scan, scan_sealed, seal, segment_path
-from linkd.log.segment_set import Retention, SegmentRoller, SegmentSet
+from linkd.log.segment_set import Retention, SegmentRoller, SegmentSet, TailCache
 from linkd.log.snapshot import Base, Sealed, Snapshots, remove_snapshots
 from linkd.log.state import Snapshot, State
 from linkd.log.writer import Idle, WriteFailed, WriteJob, Writer, Written, why

@@ -13,8 +13,8 @@ import msgspec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from linkd.api.bodies import record_objects
-from linkd.api.sse import event
+from linkd.api.http import record_objects
+from linkd.api.sinks import event
 from linkd.api.text_frames import render_messages
 from linkd.cli.streaming import _line
 from linkd.client.record import RecordContext, decode_value, unpack

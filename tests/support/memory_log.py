@@ -9,10 +9,10 @@ from linkd.clock import boottime
 from linkd.config.settings import LogSettings
 from linkd.errors import Gap, LinkdError
 from linkd.log.base import Log, new_token
-from linkd.log.cache import TailCache
 from linkd.log.commit import CommitGroup, ignore
 from linkd.log.disk_log import refusal
 from linkd.log.frame import EpochOpened
+from linkd.log.segment_set import TailCache
 from linkd.log.state import RecentIds, State
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
 

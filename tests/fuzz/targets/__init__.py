@@ -24,7 +24,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "frames": ("linkd.net.websocket",),
     "http": ("linkd.api",),
-    "text": ("linkd.api.text_frames", "linkd.api.bodies"),
+    "text": ("linkd.api.text_frames", "linkd.api.http"),
     "text_session": ("linkd.api.text", "linkd.api.text_frames", "linkd.api.auth"),
     "log": ("linkd.log.frame", "linkd.log.segment", "linkd.log.segment"),
     "recovery": ("linkd.log.recovery", "linkd.log.repair", "linkd.log.segment"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from linkd.api.bodies import check_body
 from linkd.api.errors import ApiError
+from linkd.api.http import check_body
 from linkd.api.text_frames import parse
 from linkd.protocol.json import render_body
 from tests.fuzz.reading import Input

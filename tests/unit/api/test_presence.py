@@ -11,7 +11,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from linkd.api import presence
-from linkd.api.bodies import to_json
+from linkd.api.http import to_json
 from linkd.api.presence import (
     GATHER_SECONDS,
     HOLD,

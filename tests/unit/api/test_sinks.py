@@ -11,8 +11,7 @@ from linkd.api import sinks
 from linkd.api.auth import ANYONE
 from linkd.api.errors import ApiError
 from linkd.api.server import ApiServer
-from linkd.api.sinks import PATTERN_COST, SUBSCRIPTION_BYTES, SlicedSink
-from linkd.api.sse import RecordStream
+from linkd.api.sinks import PATTERN_COST, SUBSCRIPTION_BYTES, RecordStream, SlicedSink
 from linkd.net.rate_limit import SLICE_SECONDS
 from linkd.protocol.records import (
     Batch,

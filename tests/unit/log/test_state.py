@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from linkd.errors import Gap
-from linkd.log.cache import TailCache
 from linkd.log.origins import Verdict
+from linkd.log.segment_set import TailCache
 from linkd.log.state import MAX_EPOCHS, RecentIds, State, digest, moved, take_back
 from linkd.protocol.peer import EpochEnd
 from linkd.protocol.records import NO_ORIGIN, Batch, Origin, SourcePosition
