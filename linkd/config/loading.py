@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
+import stat
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -70,6 +72,19 @@ def _unreadable(path: Path, error: OSError) -> UnreadableConfig | Unavailable:
     return kind(f"{path}: can't be read: {error.strerror}")
 
 
+def open_file(path: str, flags: int) -> int:
+    """Open a file, an `opener`; not a named pipe, which would block until it has a writer.
+
+    Raises:
+        OSError: It can't be opened, or is a named pipe.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "expected a file, got a named pipe")
+    return descriptor
+
+
 def load(paths: Sequence[Path] | None = None) -> Config:
     """Return the configuration in `paths`, or in the usual files.
 
@@ -88,7 +103,10 @@ def load(paths: Sequence[Path] | None = None) -> Config:
     """
     chosen = list(files() if paths is None else paths)
     merged = _Merged(chosen[0])
-    problems = [line for path in chosen for line in merged.add(path, _parse(path))]
+    # The main file may be a pipe, as in `linkd check -c <(…)`.
+    openers = [None, *[open_file] * len(chosen)]
+    parsed = ((path, _parse(path, opener)) for path, opener in zip(chosen, openers, strict=False))
+    problems = [line for path, tables in parsed for line in merged.add(path, tables)]
     if not problems:
         problems = [merged.line(problem) for problem in missing(merged.tables)]
     if problems:
@@ -101,10 +119,10 @@ def load(paths: Sequence[Path] | None = None) -> Config:
     return config
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _parse(path: Path, opener: Callable[[str, int], int] | None) -> dict[str, Any]:
     """Read one file as TOML."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=opener) as file:
             content = file.read(_MOST_FILE_BYTES + 1)
     except OSError as error:
         raise _unreadable(path, error) from None

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from linkd.config.loading import open_file
 from linkd.errors import ConfigError, unusable
 from linkd.net.rate_limit import origin
 from linkd.protocol.peer import SUBPROTOCOL
@@ -198,7 +199,7 @@ def read_secret_file(path: str | os.PathLike[str]) -> tuple[Path, bytes]:
     """
     place = secret_path(path)
     try:
-        with place.open("rb") as file:
+        with open(place, "rb", opener=open_file) as file:
             status = os.fstat(file.fileno())
             content = file.read(MAX_SECRET_BYTES + 1)
     except OSError as error:

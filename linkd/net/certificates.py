@@ -21,6 +21,7 @@ from service_identity.cryptography import (
 )
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
+from linkd.config.loading import open_file
 from linkd.errors import ConfigError, unusable
 
 FOR_DIALING: Final = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -219,7 +220,8 @@ def load_revocation_lists(path: Path | str) -> list[x509.CertificateRevocationLi
 
 def _read(path: Path | str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb", opener=open_file) as file:
+            return file.read()
     except OSError as error:
         raise unusable(f"{path}: cannot read it", error) from None
 

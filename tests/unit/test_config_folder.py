@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import threading
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,15 +51,32 @@ def test_a_byte_order_mark_is_named(main: Path, sign: bytes, name: str) -> None:
 def test_a_passing_error_is_no_mistake_in_the_configuration(
     main: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> NoReturn:
+    def fail(*_: object, **__: object) -> NoReturn:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(Path, "iterdir", fail)
     with pytest.raises(Unavailable, match="Input/output error"):
         files(main, {})
-    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr("builtins.open", fail)
     with pytest.raises(Unavailable, match="Input/output error"):
         load([main])
+
+
+def test_a_named_pipe_is_refused_at_once_though_nobody_writes_to_it(main: Path) -> None:
+    pipe = main.parent / "linkd.d" / "a.toml"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with pytest.raises(UnreadableConfig, match=r"a\.toml: .* got a named pipe"):
+        load(files(main, {}))
+
+
+def test_the_main_file_may_be_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "linkd.toml"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=('[node]\nname = "hub"\n',))
+    writer.start()
+    assert load([pipe]).node.name == "hub"
+    writer.join()
 
 
 def test_none_is_fine(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,12 @@ def test_a_secret_with_a_byte_order_mark_names_it(tmp_path: Path, encoding: str)
     path = secret_file(tmp_path, SECRET.decode().encode(encoding))
     with pytest.raises(ConfigError, match=r"byte order mark \(BOM\)"):
         load_secret(path)
+
+
+def test_a_secret_in_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(ConfigError, match="expected a file, got a named pipe"):
+        load_secret(tmp_path / "pipe")
 
 
 def test_a_secret_that_is_not_there(tmp_path: Path) -> None:
