@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_overview())
             return exits.OK
         if command is not None and command not in COMMANDS:
-            raise CommandError(exits.USAGE, _unknown(command))
+            raise CommandError(_unknown(command))
         arguments = _parser(command).parse_args(words)
         code = int(_loaded(arguments.command).run(arguments))
         sys.stdout.flush()
@@ -97,14 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # The parser has printed the error, or its help.
         return end.code if isinstance(end.code, int) else exits.USAGE
     except UnicodeEncodeError as error:
-        return _report(CommandError(exits.USAGE, f"expected UTF-8, got {error.object!r}"))
+        return _report(CommandError(f"expected UTF-8, got {error.object!r}"))
     except (CommandError, ConfigError, LinkdError) as error:
         return _report(error)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
         _close_quietly()
-        return _report(CommandError(exits.USAGE, f"cannot write the output: {error.strerror}"))
+        return _report(CommandError(f"cannot write the output: {error.strerror}"))
 
 
 def _report(error: Exception) -> int:

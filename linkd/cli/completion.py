@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
         return exits.OK
     scripts = {"bash": bash_script, "zsh": zsh_script, "fish": fish_script}
     if arguments.shell is None:
-        raise CommandError(exits.USAGE, f"expected a shell: {', '.join(scripts)}")
+        raise CommandError(f"expected a shell: {', '.join(scripts)}")
     print(scripts[arguments.shell](), end="")
     return exits.OK
 

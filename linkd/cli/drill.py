@@ -135,16 +135,12 @@ def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     unknown = [name for name in names if name not in DRILLS]
     if unknown:
         known = ", ".join(DRILLS)
-        raise CommandError(
-            exits.USAGE, f"there is no drill {unknown[0]!r}; there is {known}, or all"
-        )
+        raise CommandError(f"there is no drill {unknown[0]!r}; there is {known}, or all")
     asked = (arguments.peer, arguments.channel, arguments.far_socket, arguments.seconds)
     if any(option is not None for option in asked):
-        raise CommandError(
-            exits.USAGE, "--peer, --for, --channel, --far-socket are for a running pair"
-        )
+        raise CommandError("--peer, --for, --channel, --far-socket are for a running pair")
     if arguments.show and arguments.json:
-        raise CommandError(exits.USAGE, "--show is for people, --json for programs: choose one")
+        raise CommandError("--show is for people, --json for programs: choose one")
     _check_free_space()
     progress = _Progress(len(names))
     show = partial(_show, progress) if arguments.show else show_nothing
@@ -185,9 +181,9 @@ def _check_free_space() -> None:
     free = shutil.disk_usage(directory).free
     if free < LAB_BYTES:
         raise CommandError(
-            exits.NEGATIVE,
             f"{directory} has {free >> 20} MiB free, a throw-away pair needs {LAB_BYTES >> 20} MiB:"
             " set TMPDIR to another directory",
+            exits.NEGATIVE,
         )
 
 
@@ -202,13 +198,13 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
     try:
         made = live.plan(request, daemon)
     except DrillFailed as error:
-        raise CommandError(exits.REFUSED, str(error)) from None
+        raise CommandError(str(error), exits.REFUSED) from None
     if request.far_socket is not None:
         _check_far_socket(request.far_socket, request.peer)
     bounds = _bounds(arguments, required=False)
     _write("\n".join(made.lines(request)) + "\n")
     if not arguments.yes and not _confirmed():
-        raise CommandError(exits.NEGATIVE, "nothing was done")
+        raise CommandError("nothing was done", exits.NEGATIVE)
     with _drill_lock():
         _check_packet_filter(made.far.address)
         progress = _Progress(1)
@@ -218,7 +214,7 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
             )
         except DrillFailed as error:
             note = "; its rules are removed now" if _remove_leftover_rules(made.undo) else ""
-            raise CommandError(exits.NEGATIVE, f"{error}{note}") from None
+            raise CommandError(f"{error}{note}", exits.NEGATIVE) from None
         return progress.follow([_note_daemon_gaps(report)])
 
 
@@ -239,28 +235,23 @@ def _request(arguments: argparse.Namespace) -> Any:
 
     if len(arguments.names) != 1 or arguments.names[0] not in LIVE_DRILLS:
         raise CommandError(
-            exits.USAGE,
-            f"expected one of {', '.join(LIVE_DRILLS)} for a running pair; other drills need --lab",
+            f"expected one of {', '.join(LIVE_DRILLS)} for a running pair; other drills need --lab"
         )
     for option in ("relay", "show"):
         if getattr(arguments, option):
-            raise CommandError(exits.USAGE, f"--{option} is for --lab")
+            raise CommandError(f"--{option} is for --lab")
     if not arguments.peer:
-        raise CommandError(exits.USAGE, "expected --peer NAME, or --lab for a throw-away pair")
+        raise CommandError("expected --peer NAME, or --lab for a throw-away pair")
     seconds = DEFAULT_SECONDS if arguments.seconds is None else arguments.seconds
     if not 1.0 <= seconds <= MAX_SECONDS:
-        raise CommandError(
-            exits.USAGE, f"expected --for from 1 to {MAX_SECONDS:g} seconds, got {seconds:g}"
-        )
+        raise CommandError(f"expected --for from 1 to {MAX_SECONDS:g} seconds, got {seconds:g}")
     if arguments.channel is not None:
         try:
             check_channel(arguments.channel)
         except ChannelRefused as error:
-            raise CommandError(exits.USAGE, str(error)) from None
+            raise CommandError(str(error)) from None
     if os.geteuid() != 0:
-        raise CommandError(
-            exits.USAGE, "a drill on a running pair needs root (try sudo); --lab does not"
-        )
+        raise CommandError("a drill on a running pair needs root (try sudo); --lab does not")
     return Request(
         kind=arguments.names[0],
         peer=arguments.peer,
@@ -273,7 +264,7 @@ def _request(arguments: argparse.Namespace) -> Any:
 def _confirmed() -> bool:
     """Ask for confirmation; raise CommandError without a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty() and _write("Go on? [y/N] ")):
-        raise CommandError(exits.USAGE, "no terminal to ask on: pass --yes")
+        raise CommandError("no terminal to ask on: pass --yes")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -287,9 +278,7 @@ def _check_far_socket(socket: str, peer: str) -> None:
 
     node = DaemonClient(socket).status().node
     if node != peer:
-        raise CommandError(
-            exits.USAGE, f"expected the socket of {peer} at {socket}, got that of {node}"
-        )
+        raise CommandError(f"expected the socket of {peer} at {socket}, got that of {node}")
 
 
 @contextlib.contextmanager
@@ -304,7 +293,7 @@ def _drill_lock() -> Iterator[None]:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CommandError(
-            exits.REFUSED, f"{path}: {error.strerror}: no lock, so no drill"
+            f"{path}: {error.strerror}: no lock, so no drill", exits.REFUSED
         ) from None
     with os.fdopen(lock):
         try:
@@ -313,7 +302,7 @@ def _drill_lock() -> Iterator[None]:
                 raise BlockingIOError
         except OSError:
             raise CommandError(
-                exits.REFUSED, "a drill is under way on this host: wait until it is over"
+                "a drill is under way on this host: wait until it is over", exits.REFUSED
             ) from None
         try:
             yield
@@ -334,7 +323,7 @@ def _check_packet_filter(address: str) -> None:
     tool = tool_for(address)
     found = programs(tool)
     if not found:
-        raise CommandError(exits.NEGATIVE, f"{tool} is missing (Debian: apt install iptables)")
+        raise CommandError(f"{tool} is missing (Debian: apt install iptables)", exits.NEGATIVE)
     for program in found:
         _check_no_fault_rules(program, address)
 
@@ -350,19 +339,19 @@ def _check_no_fault_rules(tool: str, address: str) -> None:
             [found, "-w", "5", "-S"], capture_output=True, text=True, timeout=_FILTER_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CommandError(exits.NEGATIVE, f"{tool} can't be used: {error}") from None
+        raise CommandError(f"{tool} can't be used: {error}", exits.NEGATIVE) from None
     if listed.returncode != 0:
         problem = listed.stderr.strip().partition("\n")[0] or f"exit {listed.returncode}"
-        raise CommandError(exits.NEGATIVE, f"{tool} can't be used: {problem}")
+        raise CommandError(f"{tool} can't be used: {problem}", exits.NEGATIVE)
     if f"{MARK}:" in listed.stdout:
         raise CommandError(
-            exits.REFUSED,
             "a drill is under way on this host: wait until it is over; rules left by a killed "
             f"drill are listed by `{tool} -S | grep {MARK}` and removed by `restore.sh --drills`",
+            exits.REFUSED,
         )
     if any("linkd-drop:" in line and f" {address}/" in line for line in listed.stdout.splitlines()):
         raise CommandError(
-            exits.REFUSED, f"drop.sh drops packets of {address}: run restore.sh first"
+            f"drop.sh drops packets of {address}: run restore.sh first", exits.REFUSED
         )
 
 

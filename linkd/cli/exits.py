@@ -31,11 +31,11 @@ class CommandError(Exception):
     """A command ends with an error message.
 
     Args:
-        code: The exit code.
         message: What was expected and got, without the leading `linkd:`.
+        code: The exit code.
     """
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, message: str, code: int = USAGE) -> None:
         super().__init__(message)
         self.code = code
 

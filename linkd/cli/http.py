@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from linkd.cli import exits
 from linkd.cli.exits import CommandError
 from linkd.cli.options import socket_path
 from linkd.client.http import Answer, call, expect
@@ -45,5 +44,5 @@ def quoted(word: str) -> str:
         CommandError: It is empty, or would leave its directory: it is no name.
     """
     if word in ("", ".", ".."):
-        raise CommandError(exits.USAGE, f"expected a name, got {word!r}")
+        raise CommandError(f"expected a name, got {word!r}")
     return quote(word, safe="")

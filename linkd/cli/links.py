@@ -140,12 +140,12 @@ def _drain_progress(now: DrainStatus) -> str:
 def _drain_result(now: DrainStatus, timeout: float) -> int:
     """Print how the drain ended, and return the exit code."""
     if not now.draining:
-        raise CommandError(exits.NEGATIVE, "somebody else has ended the drain")
+        raise CommandError("somebody else has ended the drain", exits.NEGATIVE)
     if not now.done:
         raise CommandError(
-            exits.TIMED_OUT,
             f"{plural(now.links, 'link')} left after {duration(timeout + CLOSE_SECONDS)};"
             " the node goes on draining",
+            exits.TIMED_OUT,
         )
     owed = ""
     if now.owed_records:

@@ -131,7 +131,7 @@ def _setup() -> Any:
         )
     except ImportError as error:
         raise CommandError(
-            exits.USAGE, f"it needs psycopg ({error}): install linkd-daemon[postgresql]"
+            f"it needs psycopg ({error}): install linkd-daemon[postgresql]"
         ) from None
     return initialise, copy_in, copy_out
 
@@ -163,7 +163,7 @@ def _stat(arguments: argparse.Namespace) -> int:
     except (ConfigError, CommandError) as error:
         if absent is None:
             raise
-        raise CommandError(exits.NO_DAEMON, f"{absent}; and of its files: {error}") from None
+        raise CommandError(f"{absent}; and of its files: {error}", exits.NO_DAEMON) from None
     if arguments.json:
         print_json(found)
     else:
@@ -267,6 +267,4 @@ def _directory(arguments: argparse.Namespace) -> Path:
         problem = "it has no log"
     except OSError as error:
         problem = error.strerror or str(error)
-    raise CommandError(
-        exits.USAGE, f"{directory}: {problem}; use --dir or -c to name the log's directory"
-    )
+    raise CommandError(f"{directory}: {problem}; use --dir or -c to name the log's directory")

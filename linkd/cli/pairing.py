@@ -150,13 +150,13 @@ def _join(arguments: argparse.Namespace) -> int:
     config = load(paths)
     proxy = ProxySettings(arguments.proxy, arguments.proxy_secret_file)
     if proxy.secret_file and not proxy.proxy:
-        raise CommandError(exits.USAGE, "--proxy-secret-file is for a proxy: add --proxy URL")
+        raise CommandError("--proxy-secret-file is for a proxy: add --proxy URL")
     try:
         done = join(_code(arguments.code), config, paths[0].parent / "linkd.d", _say, proxy)
     except PairingRefused as error:
-        raise CommandError(exits.REFUSED, str(error)) from None
+        raise CommandError(str(error), exits.REFUSED) from None
     except HubUnreachable as error:
-        raise CommandError(exits.NEGATIVE, str(error)) from None
+        raise CommandError(str(error), exits.NEGATIVE) from None
     _say(f"wrote {done.file}")
     path = socket_path(arguments)
     if not _reload(path):
@@ -193,7 +193,7 @@ def _reload(path: str) -> bool:
         os.kill(pid, signal.SIGHUP)
     except PermissionError:
         raise CommandError(
-            exits.REFUSED, f"process {pid} may not be signalled by this user: reload it yourself"
+            f"process {pid} may not be signalled by this user: reload it yourself", exits.REFUSED
         ) from None
     return True
 
@@ -217,7 +217,7 @@ def _wait_up(path: str, done: Joining, timeout: float) -> int:
                     call(path, "POST", f"/v1/peers/{http.quoted(done.peer)}/kick")
         time.sleep(_POLL_SECONDS)
     raise CommandError(
-        exits.TIMED_OUT, f"{done.peer} is not up after {timeout:g} s: {output.printable(last)}"
+        f"{done.peer} is not up after {timeout:g} s: {output.printable(last)}", exits.TIMED_OUT
     )
 
 

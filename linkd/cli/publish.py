@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Publish; returns once it is on disk, or with `--wait` on the peer's disk."""
     if arguments.lines:
         if arguments.id:
-            raise CommandError(exits.USAGE, "--id names one message, --lines publishes many")
+            raise CommandError("--id names one message, --lines publishes many")
         from linkd.cli.streaming import publish_lines  # noqa: PLC0415 - one message starts fast
 
         return publish_lines(arguments)
@@ -132,9 +132,9 @@ def headers_of(arguments: argparse.Namespace) -> dict[str, str]:
     try:
         headers = check_headers(given) or {}
     except BadRecord as error:
-        raise CommandError(exits.USAGE, f"--header: {error}") from None
+        raise CommandError(f"--header: {error}") from None
     if len(headers) < len(arguments.header):
-        raise CommandError(exits.USAGE, "--header: a name is given twice")
+        raise CommandError("--header: a name is given twice")
     return headers
 
 
@@ -148,7 +148,7 @@ def _header(text: str) -> tuple[str, str]:
 def check_input() -> None:
     """Raise CommandError if standard input was closed: that is not an empty message."""
     if getattr(sys.stdin, "name", "") == os.devnull:  # what the command line put in its place
-        raise CommandError(exits.USAGE, "expected a message on standard input, which is closed")
+        raise CommandError("expected a message on standard input, which is closed")
 
 
 def _body(given: str) -> bytes:
@@ -161,9 +161,7 @@ def _body(given: str) -> bytes:
     try:
         body = sys.stdin.buffer.read(MAX_BODY_BYTES + 1)
     except OSError as error:  # a bad disk: half a file is no message
-        raise CommandError(exits.USAGE, f"cannot read the input: {error.strerror}") from None
+        raise CommandError(f"cannot read the input: {error.strerror}") from None
     if len(body) > MAX_BODY_BYTES:
-        raise CommandError(
-            exits.USAGE, f"expected at most {MAX_BODY_BYTES} bytes, got more; try --lines"
-        )
+        raise CommandError(f"expected at most {MAX_BODY_BYTES} bytes, got more; try --lines")
     return body

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
     except OSError as error:
-        raise CommandError(exits.USAGE, f"cannot write {path}: {error.strerror}") from None
+        raise CommandError(f"cannot write {path}: {error.strerror}") from None
     print(f"wrote {path}: read it before you send it")
     return exits.OK
 

@@ -251,7 +251,7 @@ def _drawn(arguments: argparse.Namespace, paint: Colours) -> str:
             return "\n".join([link_text(link, paint), *refused_lines(mine, paint)])
     names = ", ".join(link.peer for link in status.links) or "none"
     raise CommandError(
-        exits.REFUSED, f"no peer {arguments.peer!r} is configured; there are: {names}"
+        f"no peer {arguments.peer!r} is configured; there are: {names}", exits.REFUSED
     )
 
 

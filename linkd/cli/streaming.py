@@ -146,7 +146,7 @@ def publish_lines(arguments: argparse.Namespace) -> int:
         CommandError: The daemon refused some; the message has how many were stored before.
     """
     if arguments.body != "-":
-        raise CommandError(exits.USAGE, "--lines reads standard input: leave BODY out, or give -")
+        raise CommandError("--lines reads standard input: leave BODY out, or give -")
     stored = asyncio.run(_publish(arguments))
     if arguments.json:
         print_json(stored)
@@ -175,9 +175,9 @@ async def _publish(arguments: argparse.Namespace) -> Stored:
             # Handled here. Else a timeout can't cancel this task again before Python 3.11.4.
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
-            raise CommandError(exits.INTERRUPTED, await lines.stored("interrupted")) from None
+            raise CommandError(await lines.stored("interrupted"), exits.INTERRUPTED) from None
         except (LinkdError, OSError, ValueError) as error:
-            raise CommandError(_exit_code(error), await lines.stored(str(error))) from None
+            raise CommandError(await lines.stored(str(error)), _exit_code(error)) from None
         finally:
             lines.progress.end()
         return lines.total

@@ -42,17 +42,15 @@ def _base(arguments: argparse.Namespace) -> str:
     """Return the address of the daemon's `http` out of the configuration."""
     api = configuration(arguments).api
     if api.http is None:
-        raise CommandError(
-            exits.USAGE, "the dashboard needs `http` in [api], such as 127.0.0.1:9480"
-        )
+        raise CommandError("the dashboard needs `http` in [api], such as 127.0.0.1:9480")
     host, _, port = api.http.rpartition(":")
     host = {_ANY_4: "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}.get(host, host)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=3.0).close()
     except OSError as error:
         raise CommandError(
-            exits.REFUSED,
             f"nothing answers at {host}:{port} ({error.strerror or error}): a new `http` needs"
             " `systemctl restart linkd`",
+            exits.REFUSED,
         ) from None
     return f"{'https' if api.certificate else 'http'}://{host}:{port}"
