@@ -21,10 +21,8 @@ from linkd.protocol.records import Batch
 from linkd.status import Event
 
 if TYPE_CHECKING:
-    from linkd.api.auth import Caller
     from linkd.api.http import CallerBudget
     from linkd.api.server import ApiServer
-
 
 Piece = TypeVar("Piece", bound=Sized)
 
@@ -222,9 +220,9 @@ class EventStream:
         self.budget = call.request.budget
         self._beat = LoopingCall(self._send_beat)
         self._beat.clock = api.reactor
-        self.on_room: Callable[[], None] = _nothing
-        self.on_gone: Callable[[], None] = _nothing
-        self.on_beat: Callable[[], bytes] = _comment
+        self.on_room: Callable[[], None] = lambda: None
+        self.on_gone: Callable[[], None] = lambda: None
+        self.on_beat: Callable[[], bytes] = lambda: b":\n"
         self.pattern: str | None = None
 
     def begin(self) -> None:
@@ -421,12 +419,3 @@ def event(encoded: bytes, id: bytes | None, name: bytes = b"") -> bytes:
         encoded = encoded.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return head + b"".join(b"data: %b\n" % line for line in encoded.split(b"\n")) + b"\n"
     return b"%bdata: %b\n\n" % (head, encoded)
-
-
-def _nothing() -> None:
-    """Do nothing."""
-
-
-def _comment() -> bytes:
-    """Return a line that shows life."""
-    return b":\n"

@@ -149,8 +149,7 @@ def _drain_result(now: DrainStatus, timeout: float) -> int:
         )
     owed = ""
     if now.owed_records:
-        owed = f"; {plural(now.owed_records, 'owed record')} waits in the log"
-        if now.owed_records > 1:
-            owed = owed.replace(" waits ", " wait ")
+        wait = "waits" if now.owed_records == 1 else "wait"
+        owed = f"; {plural(now.owed_records, 'owed record')} {wait} in the log"
     print(f"drained in {duration(now.seconds)}, all links have ended{owed}")
     return exits.OK

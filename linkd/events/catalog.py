@@ -14,6 +14,7 @@ import msgspec
 from twisted.logger import Logger, LogLevel
 
 Level = Literal["debug", "info", "warn", "error"]
+Shown = Literal["", "event", "loss"]
 
 COMMON_FIELDS = ("peer", "generation", "address", "old", "new", "reason", "detail")
 """Fields that any line may have, in this order, ahead of its own."""
@@ -27,17 +28,22 @@ class EventSpec(msgspec.Struct, frozen=True):
         level: The level unless the caller gives another.
         fields: Its own fields, beside the common ones.
         folds: Two lines with equal values of these fields are repeats; empty: never folded.
+        shown: `linkd events` shows it beside the state changes of links: as an `event`, or as a
+            `loss` of records, or of a consumer that receives none any more.
     """
 
     name: str
     level: Level
     fields: tuple[str, ...]
     folds: tuple[str, ...] = ()
+    shown: Shown = ""
 
 
-def _event(level: Level, name: str, fields: str = "", folds: str = "") -> EventSpec:
+def _event(
+    level: Level, name: str, fields: str = "", folds: str = "", shown: Shown = ""
+) -> EventSpec:
     """Return a row of the table; `fields` and `folds` are words separated by spaces."""
-    return EventSpec(name, level, tuple(fields.split()), tuple(folds.split()))
+    return EventSpec(name, level, tuple(fields.split()), tuple(folds.split()), shown)
 
 
 debug, info, warn, error = (partial(_event, level) for level in ("debug", "info", "warn", "error"))
@@ -48,9 +54,9 @@ _ROWS = (
     # The daemon
     info("node.starting", "node version state_dir"),
     info("node.ready", "node peers start_seconds"),
-    warn("node.drain-started", "links"),
-    info("node.drained", "drain_seconds"),
-    info("node.drain-undone"),
+    warn("node.drain-started", "links", shown="event"),
+    info("node.drained", "drain_seconds", shown="event"),
+    info("node.drain-undone", shown="event"),
     info("node.stopping", "signal"),
     info("node.stopped", "stop_seconds"),
     info("node.reloaded", "changes"),
@@ -84,8 +90,8 @@ _ROWS = (
     error("pairing.not-opened"),
     info("pairing.successor", "certificate expires_seconds"),
     info("pairing.trusts", "certificate"),
-    warn("drill.started", "drill"),
-    info("drill.ended", "drill verdict"),
+    warn("drill.started", "drill", shown="event"),
+    info("drill.ended", "drill verdict", shown="event"),
     # What libraries log
     warn("library.warn", "namespace", folds="namespace detail"),
     error("library.error", "namespace", folds="namespace detail"),
@@ -101,25 +107,25 @@ _ROWS = (
     info("link.drained", "drained_seconds replayed_records"),
     info("link.replaced"),
     error("link.cloned-host", folds="peer"),
-    error("link.gap", "first next records"),
-    error("link.records-lost", "first next records"),
+    error("link.gap", "first next records", shown="loss"),
+    error("link.records-lost", "first next records", shown="loss"),
     warn("link.large-messages-lost", folds="peer"),
     warn("link.nothing-passes", folds="peer"),
     warn("link.clock-skew", "skew_seconds", folds="peer"),
     error("link.ack-overdue", folds="peer"),
     warn("link.left-out", folds="peer"),
     error("link.out-of-step", folds="peer"),
-    warn("link.new-log"),
+    warn("link.new-log", shown="event"),
     info("link.duplicate-records", "channel records", folds="peer"),
     error("link.relay-refused", "channel records"),
     error("link.false-origin", "channel records", folds="peer"),
     warn("link.late-records", "channel origin first"),
     error("link.unproven-records", "channel origin first records", folds="peer"),
     warn("link.unwanted-records", "channel records", folds="peer"),
-    warn("link.acks-paused", folds="peer"),
-    error("link.absent", "records bytes"),
-    info("link.returned"),
-    error("link.forgotten", "records bytes"),
+    warn("link.acks-paused", folds="peer", shown="event"),
+    error("link.absent", "records bytes", shown="event"),
+    info("link.returned", shown="event"),
+    error("link.forgotten", "records bytes", shown="loss"),
     info("link.kicked"),
     warn("link.resynced"),
     # Connections and the listener
@@ -135,33 +141,37 @@ _ROWS = (
     warn("tls.expiring", "certificate expires_seconds days", folds="certificate"),
     # The log and consumers
     info("log.opened", "id epoch first next bytes open_seconds"),
-    error("log.damaged", "file first next"),
-    warn("log.repaired", "file bytes"),
+    error("log.damaged", "file first next", shown="loss"),
+    warn("log.repaired", "file bytes", shown="event"),
     info("log.unclean-shutdown", "file bytes"),
-    warn("cursors.rebuilt", "file"),
-    error("log.gone"),
-    warn("log.clock-doubtful"),
-    error("log.full", "bytes max_bytes"),
-    error("log.engine-away"),
-    info("log.engine-back"),
-    error("log.fenced"),
+    warn("cursors.rebuilt", "file", shown="event"),
+    error("log.gone", shown="event"),
+    warn("log.clock-doubtful", shown="event"),
+    error("log.full", "bytes max_bytes", shown="event"),
+    error("log.engine-away", shown="event"),
+    info("log.engine-back", shown="event"),
+    error("log.fenced", shown="event"),
     warn("log.no-standby"),
-    error("log.went-back"),
-    info("log.space-available", "bytes max_bytes"),
-    error("log.disk-failed", "file", folds="reason"),
-    warn("log.dropped", "first next records", folds="peer"),
-    warn("log.trimmed", "first next records"),
-    error("log.stalled", "seconds"),
-    info("log.stall-ended"),
+    error("log.went-back", shown="event"),
+    info("log.space-available", "bytes max_bytes", shown="event"),
+    error("log.disk-failed", "file", folds="reason", shown="event"),
+    warn("log.dropped", "first next records", folds="peer", shown="loss"),
+    warn("log.trimmed", "first next records", shown="event"),
+    error("log.stalled", "seconds", shown="event"),
+    info("log.stall-ended", shown="event"),
     warn("log.slow", folds="event"),
     info("consumer.created", "owner consumer next"),
     warn("consumer.replaced", "owner consumer", folds="owner consumer"),
-    error("consumer.gap", "owner consumer first next records", folds="owner consumer"),
-    error("consumer.passed-over", "owner consumer first next", folds="owner consumer"),
-    error("consumer.removed", "owner consumer next idle_seconds"),
+    error(
+        "consumer.gap", "owner consumer first next records", folds="owner consumer", shown="loss"
+    ),
+    error(
+        "consumer.passed-over", "owner consumer first next", folds="owner consumer", shown="loss"
+    ),
+    error("consumer.removed", "owner consumer next idle_seconds", shown="loss"),
     info("consumer.deleted", "owner consumer next"),
     info("consumer.moved", "owner consumer next"),
-    error("consumer.orphaned", "owner consumers records"),
+    error("consumer.orphaned", "owner consumers records", shown="loss"),
     warn("ids.forgotten"),
     warn("producers.forgotten"),
 )

@@ -6,7 +6,7 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from twisted.internet.base import ReactorBase
@@ -129,18 +129,9 @@ class EventBuffer:
     def add(self, event: str, **fields: str | None) -> None:
         """Store an event and pass it to all followers."""
         self._number += 1
-        made = Event(
-            number=self._number,
-            time=rfc3339(wall()),
-            event=event,
-            peer=fields.get("peer"),
-            generation=fields.get("generation"),
-            old=fields.get("old"),
-            new=fields.get("new"),
-            reason=fields.get("reason"),
-            detail=fields.get("detail"),
-            owner=fields.get("owner"),
-        )
+        names = ("peer", "generation", "old", "new", "reason", "detail", "owner")
+        same: Any = {name: fields.get(name) for name in names}
+        made = Event(number=self._number, time=rfc3339(wall()), event=event, **same)
         self._keep(self._folded(made))
         for follower in list(self._followers):
             try:
@@ -204,48 +195,6 @@ class EventBuffer:
 
 Fields = Mapping[str, str | int | float | None]
 
-_LOST = frozenset(
-    (
-        "consumer.gap",
-        "consumer.orphaned",
-        "consumer.passed-over",
-        "consumer.removed",
-        "link.gap",
-        "link.records-lost",
-        "log.damaged",
-        "log.dropped",
-        "link.forgotten",
-    )
-)
-"""Events that mean lost records, or a consumer that no longer receives records."""
-
-_KEPT = _LOST | {
-    "cursors.rebuilt",
-    "drill.ended",
-    "drill.started",
-    "link.absent",
-    "link.acks-paused",
-    "link.new-log",
-    "link.returned",
-    "log.clock-doubtful",
-    "log.disk-failed",
-    "log.engine-away",
-    "log.engine-back",
-    "log.fenced",
-    "log.full",
-    "log.gone",
-    "log.repaired",
-    "log.space-available",
-    "log.stall-ended",
-    "log.stalled",
-    "log.trimmed",
-    "log.went-back",
-    "node.drain-started",
-    "node.drain-undone",
-    "node.drained",
-}
-"""Events that `linkd events` shows in addition to the state changes of links."""
-
 _MOST = 20
 _MOST_OF_OWNER = 4
 """Maximum number of reports about one owner's consumers, to leave room for the others."""
@@ -271,12 +220,13 @@ class RecentLosses:
 
     def take(self, event: str, fields: Fields) -> None:
         """Examine a log line; keep it where it is an event or a loss."""
-        if event not in _KEPT:
+        shown = events.EVENTS[event].shown if event in events.EVENTS else ""
+        if not shown:
             return
         peer, detail = _text(fields.get("peer")), _text(fields.get("detail"))
         owner = _text(fields.get("owner"))
         self._book.add(event, peer=peer, detail=detail, owner=owner)
-        if event in _LOST and detail is not None:
+        if shown == "loss" and detail is not None:
             mine = [one for one in self._sentences if one[0] == owner]
             if owner is not None and len(mine) >= _MOST_OF_OWNER:
                 self._sentences.remove(mine[0])
