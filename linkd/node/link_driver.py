@@ -219,9 +219,10 @@ class LinkDriver:
     def _narrow(self, segment_bytes: int) -> bool:
         """Limit the dialer's TCP segments; return whether that changes anything."""
         dialer = self.dialer
-        if dialer is None or not segment_bytes or 0 < dialer.segment_bytes <= segment_bytes:
+        limit = max(segment_bytes, LEAST_SEGMENT_BYTES)
+        if dialer is None or not segment_bytes or 0 < dialer.segment_bytes <= limit:
             return False
-        dialer.segment_bytes = max(segment_bytes, LEAST_SEGMENT_BYTES)
+        dialer.segment_bytes = limit
         self._dials_at_once = True
         return True
 

@@ -99,5 +99,6 @@ def test_no_peer_can_ask_for_tiny_segments(net: FakeNet) -> None:
     assert driver._narrow(1)
     assert driver.dialer.segment_bytes == LEAST_SEGMENT_BYTES
     assert not driver._narrow(LEAST_SEGMENT_BYTES)
+    assert not driver._narrow(1), "it would dial anew for each hello"
     assert not driver._narrow(0)
     assert not net.nodes["hub"].link("edge")._narrow(1200)
