@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from linkd import clock
 from linkd.config.addresses import is_loopback
 from linkd.config.settings import PostgresqlSettings
 from linkd.errors import ConfigError, LogDamaged, LogLost, StateTooNew, Unavailable
@@ -28,6 +29,14 @@ LOCK_SECONDS = 5.0
 
 RETRY_SECONDS = 0.25
 PING_SECONDS = 1.0
+HEALTH_SECONDS = 60.0
+"""The settings of a server are read again so often."""
+
+CONFIRM_SECONDS = 5.0
+"""A start waits so long for the standby to confirm a commit."""
+
+SKEW_SECONDS = 60.0
+"""The clocks of the two hosts may differ by so much before an operator is warned."""
 
 _DEFAULTS = {
     "connect_timeout": "5",
@@ -81,15 +90,18 @@ def parameters(settings: PostgresqlSettings) -> str:
 
 
 class Health:
-    """The settings of a server that durability depends on."""
+    """The settings of a server that durability depends on, its standbys, and its clock."""
 
     def __init__(self, connection: Any) -> None:
         """Read them."""
         row = connection.execute(
             "select current_setting('fsync'), current_setting('full_page_writes'),"
-            " current_setting('synchronous_standby_names'), current_setting('server_version')"
+            " current_setting('synchronous_standby_names'), current_setting('server_version'),"
+            " (select count(*) from pg_stat_replication),"
+            " extract(epoch from clock_timestamp())::float8"
         ).fetchone()
-        self.fsync, self.full_page_writes, self.standbys, self.version = row
+        self.fsync, self.full_page_writes, self.standbys, self.version, self.connected, at = row
+        self.ahead = at - clock.wall()
         self.number = connection.info.server_version
 
     def problem(self, synchronous: str) -> str | None:
@@ -106,27 +118,79 @@ class Health:
             )
         return None
 
-    def warning(self, synchronous: str) -> str | None:
-        """Return what an operator should know, or None."""
+    def warnings(self, synchronous: str) -> dict[str, str]:
+        """Return what an operator should know, by event."""
+        found = {}
         if synchronous == "preferred" and not self.standbys:
-            return (
+            found["log.no-standby"] = (
                 "synchronous_standby_names is empty: a failover of the database loses"
                 " acknowledged records"
             )
-        return None
+        if abs(self.ahead) > SKEW_SECONDS:
+            found["log.clock-doubtful"] = (
+                f"the clock of the database is {abs(self.ahead):.0f} s"
+                f" {'ahead of' if self.ahead > 0 else 'behind'} this host's; linkd goes by this"
+                " host's clock alone: correct the one that is wrong"
+            )
+        return found
 
     def words(self) -> str:
         """Return it in one line."""
         return (
             f"PostgreSQL {self.version}, fsync {self.fsync}, full_page_writes"
-            f" {self.full_page_writes}, synchronous_standby_names {self.standbys or 'empty'}"
+            f" {self.full_page_writes}, synchronous_standby_names {self.standbys or 'empty'},"
+            f" {self.connected} standbys connected"
         )
 
 
+def check_standby(connection: Any, health: Health) -> None:
+    """Wait until a standby has confirmed a commit, where the server has synchronous ones.
+
+    The commit is that of a mark in the write-ahead log; cancelling it loses nothing.
+
+    Raises:
+        Unfit: None has confirmed it in time.
+    """
+    if not health.standbys:
+        return
+    given_up: list[bool] = []
+
+    def noticed(notice: Any) -> None:
+        given_up.append(is_unconfirmed(notice))
+
+    connection.add_notice_handler(noticed)
+    timer = threading.Timer(CONFIRM_SECONDS, connection.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        connection.execute("select pg_logical_emit_message(true, 'linkd', '')")
+    finally:
+        timer.cancel()
+        connection.remove_notice_handler(noticed)
+    if any(given_up):
+        raise Unfit(
+            f"no standby has confirmed a commit within {CONFIRM_SECONDS:g} s:"
+            f" synchronous_standby_names is {health.standbys}, {health.connected} standbys are"
+            " connected; connect one that it names (its application_name), or set it to those"
+            " that are there"
+        )
+
+
+def is_unconfirmed(notice: Any) -> bool:
+    """Return whether the server gave up waiting for the standby: the commit is only on itself.
+
+    The text is in the server's language, the name of the function is not.
+    """
+    return bool(notice.source_function == "SyncRepWaitForLSN")
+
+
 def text_of(error: BaseException) -> str:
-    """Return the first line of an error's text, and its code."""
+    """Return an error's text in one line, with its code; of several hosts, what each one said."""
     state = getattr(error, "sqlstate", None)
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = "; ".join(one[2:] for one in lines if one.startswith("- host: ")) or lines[0]
+    if state is None and "password" in line:
+        line += "; set the right one in log.postgresql.password_file"
     return f"PostgreSQL: {line}" + (f" ({state})" if state else "")
 
 
@@ -144,47 +208,56 @@ class Database:
     Attributes:
         fence: Counts the holders; with another one in the database nothing more can be written.
         trouble: Why the last attempt to reach it failed; empty while it works.
-        warning: What an operator should know about the server; empty where there is nothing.
+        warnings: What an operator should know about the server, by event.
         lost: Called in the thread that finds that the log is no longer this daemon's.
     """
 
     def __init__(self, settings: PostgresqlSettings, node: str) -> None:
         self.settings = settings
         self.fence = 0
-        self.trouble = self.warning = ""
+        self.trouble = ""
+        self.warnings: dict[str, str] = {}
         self.lost: Callable[[LogLost], None] = _raise
         self._node = node
-        self._conninfo = parameters(settings)
+        parameters(settings)  # what is wrong in them ends the start as an error of configuration
         self._commits = 0
         self._main: Any = None
         self._idle: list[Any] = []
         self._since: float | None = None
-        self._pinged = 0.0
+        self._pinged = self._checked = 0.0
         self._closing = threading.Event()
         self._is_doubtful = False
 
     # opening
 
     def connect(self) -> Any:
-        """Open a connection to a server that is fit for a log.
+        """Open a connection to a server that is fit for a log, with the password that is set now.
 
         Raises:
             psycopg.Error: It can't be reached, or refuses.
             Unfit: Its settings would lose records.
         """
-        connection = psycopg.connect(self._conninfo, autocommit=True)
+        try:
+            conninfo = parameters(self.settings)
+        except ConfigError as error:
+            raise Unfit(str(error)) from None
+        connection = psycopg.connect(conninfo, autocommit=True)
         try:
             connection.execute(_SESSION)
-            health = Health(connection)
-            problem = health.problem(self.settings.synchronous)
-            if problem is not None:
-                raise Unfit(problem)
+            self._check_health(connection)
         except BaseException:
             connection.close()
             raise
-        self.warning = health.warning(self.settings.synchronous) or ""
         connection.add_notice_handler(self._noticed)
         return connection
+
+    def _check_health(self, connection: Any) -> None:
+        health = Health(connection)
+        problem = health.problem(self.settings.synchronous)
+        if problem is not None:
+            raise Unfit(problem)
+        self.warnings = health.warnings(self.settings.synchronous)
+        self._checked = time.monotonic()
 
     def acquire(self) -> None:
         """Take the log: refuse if a daemon has it, and fence off what is left of an older one.
@@ -196,6 +269,7 @@ class Database:
         """
         try:
             self._main = self.connect()
+            check_standby(self._main, Health(self._main))
             self._check_schema()
             self._lock()
             row = self._main.execute(
@@ -291,6 +365,8 @@ class Database:
         try:
             if self._main is None:
                 self._reopen()
+            elif time.monotonic() - self._checked >= HEALTH_SECONDS:
+                self._check_health(self._main)
             self._count(self._main)
         except (psycopg.Error, Unfit) as error:
             self._drop(error)
@@ -390,8 +466,7 @@ class Database:
                 return
 
     def _noticed(self, notice: Any) -> None:
-        """Note that the server gave up waiting for the standby: the commit is only on itself."""
-        if "synchronous replication" in (notice.message_primary or ""):
+        if is_unconfirmed(notice):
             self._is_doubtful = True
 
     # the others

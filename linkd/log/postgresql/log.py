@@ -50,13 +50,17 @@ class PostgresqlLog(DiskLog):
         edges = msgspec.structs.replace(edges or Environment(), files=files)
         # A StoredPath has all that the log uses of a Path.
         super().__init__(cast(Path, files.root), node, settings, post, edges)
-        if self.database.warning:
-            notice = OperatorNotice("warn", "log.no-standby", self.database.warning)
-            self.notices = [*self.notices, notice]
+        self._warned = dict(self.database.warnings)
+        warnings = [OperatorNotice("warn", *one) for one in self._warned.items()]
+        self.notices = [*self.notices, *warnings]
         self.database.lost = lambda error: post(lambda: self._lost(error))
 
     def look(self) -> None:
-        """Answer the publishers that have waited for too long."""
+        """Report new warnings about the server; answer the publishers that wait for too long."""
+        warnings = dict(self.database.warnings)
+        for event in warnings.keys() - self._warned:
+            self._report_engine("warn", event, warnings[event])
+        self._warned = warnings
         waited = max(self.database.away(), self._commit_seconds())
         if waited < self._engine_timeout:
             if self.unavailable is not None:

@@ -15,7 +15,14 @@ from linkd.errors import ConfigError, LogDamaged, StateTooNew, Unavailable
 from linkd.log.cursor_store import SqliteCursorStore
 from linkd.log.files import DiskFiles
 from linkd.log.postgresql.cursors import PostgresqlCursorStore
-from linkd.log.postgresql.database import Database, Health, parameters, text_of
+from linkd.log.postgresql.database import (
+    Database,
+    Health,
+    Unfit,
+    check_standby,
+    parameters,
+    text_of,
+)
 from linkd.log.postgresql.files import PostgresqlFiles
 from linkd.log.postgresql.schema import FORMAT, create
 from linkd.log.segment import load_identity
@@ -82,17 +89,21 @@ def inspect(settings: LogSettings) -> str:
             problem = health.problem(table.synchronous)
             if problem is not None:
                 raise ConfigError(f"log.postgresql: {problem}")
+            check_standby(connection, health)
             found = version_of(connection)
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise ConfigError("log.postgresql: it has no tables yet: run `linkd log init`") from None
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConfigError(f"log.postgresql: {text_of(error)}: run `linkd log init`") from None
-    except psycopg.Error as error:
+    except (psycopg.Error, Unfit) as error:
         raise Unavailable(f"log.postgresql: {text_of(error)}") from None
     if found > FORMAT:
-        raise ConfigError(f"log.postgresql: made by a newer linkd (format {found})")
-    warning = health.warning(table.synchronous)
-    return f"log in {health.words()}" + (f"; warning: {warning}" if warning else "")
+        raise ConfigError(
+            f"log.postgresql: made by a newer linkd (format {found}, this one reads {FORMAT}):"
+            " upgrade linkd"
+        )
+    warnings = health.warnings(table.synchronous).values()
+    return "; warning: ".join([f"log in {health.words()}", *warnings])
 
 
 def copy_in(settings: LogSettings, state_dir: Path, node: str, progress: Progress) -> str:

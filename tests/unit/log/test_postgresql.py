@@ -316,6 +316,52 @@ def test_a_missing_standby_is_logged_where_one_is_preferred(tmp_path: Path) -> N
     bench.close()
 
 
+def test_a_standby_that_does_not_confirm_is_named_at_the_start(
+    bench: PostgresqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkd.log.postgresql.database.CONFIRM_SECONDS", 0.3)
+    bench.close()
+    set_standby(bench.server, "'nobody'")
+    try:
+        words = r"no standby has confirmed a commit within 0.3 s: .* is nobody, 0 standbys are"
+        with pytest.raises(Unavailable, match=words):
+            PostgresqlLog(bench, "edge")
+        with pytest.raises(Unavailable, match=words):
+            inspect_postgresql(bench.settings)
+    finally:
+        set_standby(bench.server, "''")
+    bench.open()
+
+
+def test_settings_that_change_are_noticed_while_the_log_is_open(
+    bench: PostgresqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkd.log.postgresql.database.HEALTH_SECONDS", 0.0)
+    told: list[Any] = []
+    bench.log.on_notice.append(told.append)
+    monkeypatch.setattr("linkd.log.postgresql.database.clock.wall", lambda: time.time() - 4000)
+    eventually(bench, lambda: bench.log.look() or told)
+    bench.log.look()
+    assert [(one.level, one.event) for one in told] == [("warn", "log.clock-doubtful")]
+    assert "the clock of the database is 4000 s ahead of this host's" in told[0].detail
+    assert "warning: the clock of the database" in inspect_postgresql(bench.settings)
+    monkeypatch.undo()
+    monkeypatch.setattr("linkd.log.postgresql.database.HEALTH_SECONDS", 0.0)
+    monkeypatch.setattr("linkd.log.postgresql.database.Health.problem", lambda *_: "fsync = off")
+    eventually(bench, lambda: "fsync = off" in bench.log.database.trouble)
+    monkeypatch.undo()
+    assert append(bench, draft(b"a")) == [Appended(1, 1)]
+
+
+def test_of_several_hosts_each_one_is_named() -> None:
+    first, second = server().folder / "none", server().folder
+    found = settings(f"host={first},{second} port=1,{server().port} dbname=nothing user=linkd")
+    with pytest.raises(Unavailable) as refused:
+        inspect_postgresql(LogSettings(engine="postgresql", postgresql=found))
+    assert "none" in str(refused.value)
+    assert "does not exist" in str(refused.value)
+
+
 def test_two_daemons_have_no_log_in_common(
     bench: PostgresqlBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +453,60 @@ def test_unsafe_connections_are_refused(dsn: str, more: Any, complaint: str) -> 
 
     with pytest.raises(ConfigError, match=complaint):
         parameters(settings(dsn, **more))
+
+
+def test_a_wrong_password_is_refused_with_what_to_do(crashing: Server, tmp_path: Path) -> None:
+    rules = crashing.data / "pg_hba.conf"
+    rules.write_text(f"local all careful scram-sha-256\n{rules.read_text()}")
+    with crashing.connect("postgres") as connection:
+        connection.execute("create role careful login password 'right'")
+        connection.execute("select pg_reload_conf()")
+    time.sleep(0.3)
+    (tmp_path / "password").write_text("wrong\n")
+    found = LogSettings(
+        engine="postgresql",
+        postgresql=settings(
+            crashing.dsn("postgres", "careful"), password_file=str(tmp_path / "password")
+        ),
+    )
+    words = "password authentication failed .* set the right one in log.postgresql.password_file"
+    with pytest.raises(Unavailable, match=words):
+        open_log(found, tmp_path, "edge", Turns().post)
+    with pytest.raises(Unavailable, match=words):
+        inspect_postgresql(found)
+    (tmp_path / "password").write_text("right\n")
+    with pytest.raises(LogDamaged, match="run `linkd log init` first"):
+        open_log(found, tmp_path, "edge", Turns().post)
+
+
+def test_a_new_password_is_taken_from_the_file_while_the_log_is_open(
+    crashing: Server, tmp_path: Path
+) -> None:
+    rules = crashing.data / "pg_hba.conf"
+    rules.write_text(f"local all linkd scram-sha-256\n{rules.read_text()}")
+    with crashing.connect("postgres") as connection:
+        connection.execute("alter role linkd password 'old'")
+        connection.execute("select pg_reload_conf()")
+    time.sleep(0.3)
+    file = tmp_path / "password"
+    file.write_text("old")
+    bench = crash_bench(tmp_path, crashing, password_file=str(file))
+    assert append(bench, draft(b"a")) == [Appended(1, 1)]
+    end = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'linkd'"
+    file.unlink()
+    ask(bench, "alter role linkd password 'new'", end)
+    got: list[Any] = []
+    bench.log.append(draft(b"b"), got.append)
+    eventually(bench, lambda: "log.postgresql.password_file" in bench.log.database.trouble)
+    file.write_text("old")
+    eventually(bench, lambda: "password authentication" in bench.log.database.trouble)
+    assert not got
+    file.write_text("new")
+    bench.until(lambda: got)
+    assert got == [Appended(2, 1)]
+    bench.close()
+    rules.write_text(rules.read_text().removeprefix("local all linkd scram-sha-256\n"))
+    crashing.run("pg_ctl", "reload", "-D", str(crashing.data))
 
 
 def test_a_connection_string_gets_password_and_limits(tmp_path: Path) -> None:
