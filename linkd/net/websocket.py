@@ -281,11 +281,15 @@ class DirectWriter:
             if stream.dataBuffer:
                 pieces.insert(0, memoryview(stream.dataBuffer)[stream.offset :])
             try:
-                self._sent(stream.socket.sendmsg(pieces))
+                sent = stream.socket.sendmsg(pieces)
             except OSError as error:
                 return None if error.errno in _FULL else CONNECTION_LOST
-            if queue or stream.dataBuffer:
-                return None
+            if sent != stream._tempDataLen or stream.dataBuffer:
+                self._sent(sent)
+                if queue or stream.dataBuffer:
+                    return None
+            queue.clear()
+            stream._tempDataLen = 0
             if stream.disconnecting or stream._writeDisconnecting or not stream.streamingProducer:
                 return self._finish()  # nothing is left to write, but there is more to do
             if stream.producerPaused and stream.producer is not None:
