@@ -234,6 +234,7 @@ ROUTES: tuple[Route, ...] = (
                 maximum=2**62,
                 required=True,
             ),
+            Param("log", "The id of the log that is meant; absent: the node's, whichever it is."),
         ),
     ),
     Route(
@@ -409,10 +410,11 @@ ROUTES: tuple[Route, ...] = (
         operations.pair,
         access="socket",
         fields=(
-            Param("name", "The other node's name."),
-            Param("address", "HOST or HOST:PORT at which it reaches this node."),
-            Param("send", "Patterns of what it gets.", "array"),
-            Param("receive", "Patterns of what it may send.", "array"),
+            Param("name", "The other node's name.", required=True),
+            Param("address", "HOST or HOST:PORT at which it reaches this node.", nullable=True),
+            Param("send", "Patterns of what it gets.", "array", nullable=True),
+            Param("receive", "Patterns of what it may send.", "array", nullable=True),
+            Param("relay", "It may pass on what began at other nodes.", "boolean"),
         ),
     ),
     Route(

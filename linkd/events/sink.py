@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from linkd.clock import wall
 
-SOCKET: Final = "/run/systemd/journal/socket"
+JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
 RETRY_SECONDS: Final = 5.0
 """The journal is tried again this long after it was lost; until then standard error is used."""
 
@@ -81,7 +81,9 @@ class Journal:
         clock: Monotonic seconds.
     """
 
-    def __init__(self, path: str = SOCKET, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: str = JOURNAL_SOCKET, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._path = path
         self._clock = clock
         self._retry_at = 0.0

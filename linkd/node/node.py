@@ -486,7 +486,7 @@ def _settle(done: Deferred[_Result], error: Exception | None, result: _Result) -
         done.errback(error)
 
 
-POLL_SECONDS: Final = 0.02
+_DRAIN_POLL_SECONDS: Final = 0.02
 
 MAX_BUSY_SECONDS: Final = 10.0
 """The longest Retry-After of a draining node, so that peers return soon after an undo."""
@@ -494,7 +494,7 @@ MAX_BUSY_SECONDS: Final = 10.0
 BUSY_SHARE: Final = 0.25
 """Retry-After as a share of the time that the drain has lasted: a long drain costs few attempts."""
 
-_WARNING = "drain"
+_DRAIN_WARNING = "drain"
 
 
 class Drain:
@@ -546,7 +546,7 @@ class Drain:
         self._began = now
         self._took = None
         node = self._node
-        node.warnings[_WARNING] = (
+        node.warnings[_DRAIN_WARNING] = (
             "this node is draining and takes no links: run `linkd drain --undo`, or restart it"
         )
         drivers = node.links.drivers.values()
@@ -571,7 +571,7 @@ class Drain:
         self._began = None
         self._unsettled = {}
         self._has_ended_links = False
-        self._node.warnings.pop(_WARNING, None)
+        self._node.warnings.pop(_DRAIN_WARNING, None)
         self._node.log_event("info", "node.drain-undone", detail="links are taken again")
         for driver in tuple(self._node.links.drivers.values()):
             if driver.link.state == "stopped":  # by the drain, or added by a reload meanwhile
@@ -614,7 +614,7 @@ class Drain:
                 detail="all links have ended; dialers get 503 with Retry-After",
             )
             return
-        self._timer = self._clock.callLater(POLL_SECONDS, self._poll)
+        self._timer = self._clock.callLater(_DRAIN_POLL_SECONDS, self._poll)
 
     def _is_settled(self, driver: LinkDriver) -> bool:
         """Return whether both ends have acknowledged what was owed when the drain began."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from linkd.api import operations, read
 from linkd.api.errors import ERRORS, ApiError
 from linkd.api.routes import ROUTES, describe, find
+from linkd.pairing.server import Invite
 from linkd.protocol import client
 
 DOCS = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
@@ -21,8 +24,8 @@ def filled(path: str) -> bytes:
 def test_openapi_has_every_route_and_no_other() -> None:
     described = {
         (method.upper(), path)
-        for path, operations in describe()["paths"].items()
-        for method in operations
+        for path, methods in describe()["paths"].items()
+        for method in methods
     }
     assert described == {(route.method, route.path) for route in ROUTES}
 
@@ -32,10 +35,41 @@ def test_every_route_is_dispatched_to_itself(route: object) -> None:
     assert find(route.method, filled(route.path)).route is route  # type: ignore[attr-defined]
 
 
+BODIES: dict[str, type[msgspec.Struct]] = {
+    "POST /v1/consumers/{name}/ack": read.AckBody,
+    "POST /v1/consumers/{name}/move": operations.Moved,
+    "POST /v1/peers/{name}/resync": operations.Confirmed,
+    "POST /v1/peers/{name}/forget": operations.Confirmed,
+    "POST /v1/peers/{name}/drill": operations.DrillBody,
+    "POST /v1/drain": operations.DrainWanted,
+    "POST /v1/log/trim": operations.Trim,
+    "POST /v1/pairing/invite": Invite,
+    "POST /v1/token": operations.TokenWanted,
+}
+"""The calls whose body is a JSON object, and what the body is decoded to."""
+
+
+def test_openapi_has_every_field_of_a_body_and_no_other() -> None:
+    assert {
+        route.call: (
+            [one.name for one in route.fields],
+            [one.name for one in route.fields if one.required],
+        )
+        for route in ROUTES
+        if route.fields
+    } == {
+        call: (
+            [one.name for one in msgspec.structs.fields(struct)],
+            [one.name for one in msgspec.structs.fields(struct) if one.required],
+        )
+        for call, struct in BODIES.items()
+    }
+
+
 def test_openapi_names_path_parameters_and_ids_once() -> None:
     ids = []
-    for path, operations in describe()["paths"].items():
-        for operation in operations.values():
+    for path, methods in describe()["paths"].items():
+        for operation in methods.values():
             ids.append(operation["operationId"])
             named = {p["name"] for p in operation["parameters"] if p["in"] == "path"}
             assert named == set(re.findall(r"\{(\w+)\}", path))
