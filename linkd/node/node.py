@@ -218,7 +218,9 @@ class Node:
 
     def busy(self) -> float | None:
         """Return after how many seconds newcomers should come back, or None."""
-        return 1.0 if self.starting or self.stopping else self.drain.busy()
+        if self.starting or self.stopping or self.log.unavailable is not None:
+            return 1.0
+        return self.drain.busy()
 
     def refused(self, claimed: str | None, address: str, reason: Reason, detail: str) -> None:
         """A connection was refused; status shows it."""

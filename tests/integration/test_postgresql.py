@@ -147,8 +147,12 @@ def test_a_database_that_is_away_is_said_everywhere(
     hub.wait_line(5.0, event="log.engine-away")
     publish(edge, "b", [1])
     assert hub.link("edge")["state"] == "up"
+    edge.kill()
+    edge.start()  # a newcomer, unlike what is up
+    until(lambda: edge.link("hub")["attempt_reason"] == "busy", 10.0)
     server.start()
     hub.wait_line(10.0, event="log.engine-back")
+    edge.wait_up("hub", 5.0)
     until(lambda: numbers(hub, "b") == [1])
     until(lambda: hub.call("GET", "/readyz")["ready"])
     until(lambda: numbers(hub, "a") == [1, 2])
