@@ -20,6 +20,7 @@ import pytest
 
 from linkd.config import LogSettings
 from linkd.config.settings import PostgresqlSettings
+from linkd.drill.testbed import Namespace
 from linkd.log.files import DiskFiles, Environment
 from tests.support.logs import SegmentBench
 
@@ -27,6 +28,9 @@ try:
     import psycopg
 except ImportError:
     psycopg = None  # type: ignore[assignment]
+
+
+SMALL = 80 << 20
 
 
 def programs() -> Path | None:
@@ -45,12 +49,32 @@ class Server:
     """A server that can be killed and started again.
 
     Args:
+        small: A namespace in which it runs, with a small disk for its data. As root only.
+        small_log: The write-ahead log is on the small disk, and the data is not.
+        environment: For its processes.
         settings: Lines for postgresql.conf.
     """
 
-    def __init__(self, **settings: str) -> None:
+    small: Namespace | None = None
+
+    def __init__(
+        self,
+        small: Namespace | None = None,
+        small_log: bool = False,
+        environment: dict[str, str] | None = None,
+        **settings: str,
+    ) -> None:
         self.prepare()
-        self.run("initdb", "-D", str(self.data), "-A", "trust", "-U", "owner", "-E", "UTF8")
+        self.environment |= environment or {}
+        apart = self.folder / "log"
+        if small is not None:
+            disk = self._mount(small)
+            if small_log:
+                apart = disk / "log"
+            else:
+                self.data = disk / "data"
+        more = ["-X", str(apart)] if small is not None else []
+        self.run("initdb", "-D", str(self.data), "-A", "trust", "-U", "owner", "-E", "UTF8", *more)
         lines = {
             "listen_addresses": "'127.0.0.1'",
             "port": str(self.port),
@@ -58,7 +82,10 @@ class Server:
             "shared_buffers": "'16MB'",
             "log_min_messages": "fatal",
         } | settings
-        with (self.data / "postgresql.conf").open("a") as file:
+        conf = self.data / "postgresql.conf"
+        if small is not None:
+            conf = Path(f"/proc/{small.pid}/root{conf}")
+        with conf.open("a") as file:
             file.writelines(f"{name} = {value}\n" for name, value in lines.items())
         self.start()
         with self.connect("postgres") as connection:
@@ -72,6 +99,8 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
+        self._prefix: list[str] = []
+        self.environment = dict(os.environ)
         self._user: dict[str, Any] = {}
         self.owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
         if self.owner is not None:
@@ -80,23 +109,44 @@ class Server:
             os.chown(self.folder, user, group)
         atexit.register(self.remove)
 
+    def _mount(self, small: Namespace) -> Path:
+        """Mount a small disk in a namespace, where all its programs run then."""
+        assert self.owner is not None
+        user, group, disk = self.owner.pw_uid, self.owner.pw_gid, self.folder / "small"
+        small.sh(f"mkdir {disk}; mount -t tmpfs -o size={SMALL},uid={user},gid={group} t {disk}")
+        self.small, self._user = small, {}
+        self._prefix = [
+            *small.prefix, "setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups",
+        ]  # fmt: skip
+        return disk
+
+    def fill(self) -> None:
+        """Fill the small disk."""
+        assert self.small is not None
+        self.small.run("dd", "if=/dev/zero", f"of={self.folder}/small/filling", check=False)
+
+    def free(self) -> None:
+        """Take the filling away."""
+        assert self.small is not None
+        self.small.run("rm", "-f", f"{self.folder}/small/filling")
+
     def run(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's programs as its user."""
         folder = programs()
         assert folder is not None
-        subprocess.run(
-            [folder / program, *arguments], check=True, capture_output=True, cwd="/", **self._user
-        )
+        command = [*self._prefix, str(folder / program), *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd="/", **self._user)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         folder = programs()
         assert folder is not None
         self._process = subprocess.Popen(
-            [folder / "postgres", "-D", str(self.data)],
+            [*self._prefix, str(folder / "postgres"), "-D", str(self.data)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
+            env=self.environment,
             **self._user,
         )
         deadline = time.monotonic() + 30
