@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from tests.chaos import page, steady
+from tests.chaos import database, page, steady
 from tests.chaos.acts import FLAVOURS, Act, Plan, script
 from tests.chaos.broken import BUILDS
 from tests.chaos.minimise import minimise
@@ -48,6 +48,11 @@ def arguments() -> argparse.Namespace:
         metavar="DIR",
         help="run nothing: put the results in these folders into docs/measurements",
     )
+    parser.add_argument(
+        "--log",
+        choices=["postgresql"],
+        help="the hub's log is in a database with a standby; its own faults, no network namespaces",
+    )
     parser.add_argument("--broken", choices=BUILDS, help="run a build that is broken on purpose")
     parser.add_argument("--results", type=Path, help="write reports into this folder")
     parser.add_argument(
@@ -56,7 +61,10 @@ def arguments() -> argparse.Namespace:
         help=f"no faults: {', '.join(steady.KINDS)} or all, side by side, for --hours: no link may"
         " drop",
     )
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.log and (asked.only or asked.minimise or asked.flavour or asked.steady):
+        parser.error("--log goes with none of --only, --minimise, --flavour, --steady")
+    return asked
 
 
 def keep(report: Report, folder: Path) -> None:
@@ -97,7 +105,7 @@ def run_steady(asked: argparse.Namespace) -> int:
 def plan_of(asked: argparse.Namespace, seed: int, number: int) -> Plan:
     """Return the plan of the run of that number."""
     shapes = [asked.edges] if asked.edges else [1, 5, 1, 2]
-    flavour = asked.flavour or FLAVOURS[seed % len(FLAVOURS)]
+    flavour = asked.log or asked.flavour or FLAVOURS[seed % len(FLAVOURS)]
     edges = shapes[number % len(shapes)]
     return Plan(
         seed,
@@ -114,10 +122,11 @@ def plan_of(asked: argparse.Namespace, seed: int, number: int) -> Plan:
 def again(plan: Plan, acts: list[Act] | None) -> str:
     """Return the command that does the same once more."""
     only = "" if acts is None else " --only " + ",".join(str(act.number) for act in acts)
+    how = f"--log {plan.flavour}" if plan.flavour == "postgresql" else f"--flavour {plan.flavour}"
     broken = f" --broken {plan.broken}" if plan.broken else ""
     return (
         f"again: scripts/campaign --seed {plan.seed} --edges {plan.edges} --faults {plan.faults}"
-        f" --rate {plan.rate:g} --longest {plan.longest:g} --flavour {plan.flavour}{broken}{only}"
+        f" --rate {plan.rate:g} --longest {plan.longest:g} {how}{broken}{only}"
     )
 
 
@@ -168,13 +177,16 @@ def run() -> int:
         if asked.only:
             wanted = {int(word) for word in asked.only.split(",")}
             acts = [act for act in script(plan) if act.number in wanted]
-        report = main(plan, acts, until if asked.hours else 1e18)
+        ends = until if asked.hours else 1e18
+        report = database.main(plan, ends) if asked.log else main(plan, acts, ends)
         if asked.results is not None:
             keep(report, asked.results)
         if not report.good:
             command = again(plan, acts)
             print(command)
-            print(command.replace("again:", "fewer:").replace("--seed", "--minimise"), flush=True)
+            if not asked.log:
+                print(command.replace("again:", "fewer:").replace("--seed", "--minimise"))
+            sys.stdout.flush()
             return 1
         number += 1
         if time.monotonic() >= until - LEAST_SECONDS:

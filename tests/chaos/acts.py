@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-Flavour = Literal["plain", "tls", "clocks", "tight", "paths"]
+Flavour = Literal["plain", "tls", "clocks", "tight", "paths", "postgresql"]
 FLAVOURS: tuple[Flavour, ...] = ("plain", "tls", "clocks", "tight", "paths")
 
 TOGETHER = 0.2
@@ -77,7 +77,8 @@ class Plan:
         flavour: `plain`; `tls`: the links are encrypted and certificates end; `clocks`: all daemons
             live by wall clocks that are stepped; `tight`: the edges' logs are as small as can be,
             the hub dies while its disk is full, edges are back before the hub misses them; `paths`:
-            the first two edges are linked directly too, beside the hub that relays.
+            the first two edges are linked directly too, beside the hub that relays; `postgresql`:
+            the hub's log is in a database, and other faults are made (database.py).
         broken: The name of a build broken on purpose (see broken.py); empty: the build as it is.
     """
 

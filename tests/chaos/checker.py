@@ -32,6 +32,9 @@ class Verdict:
     late: int = 0
     """Records behind later ones, each published before the last new path was complete."""
 
+    excused: int = 0
+    """Records that are missing because a database lost them, as its node told."""
+
     @property
     def good(self) -> bool:
         """Whether the promise was kept."""
@@ -77,10 +80,10 @@ def read_log(state_dir: Path, node: str) -> dict[str, list[int]]:
     return read_held(state_dir, node).numbers
 
 
-def read_held(state_dir: Path, node: str) -> Held:
+def read_held(state_dir: Path, node: str, settings: LogSettings | None = None) -> Held:
     """Return what a log holds; its daemon has stopped."""
     calls: SimpleQueue[Any] = SimpleQueue()
-    log = open_log(LogSettings(), state_dir, node, calls.put)
+    log = open_log(settings or LogSettings(), state_dir, node, calls.put)
     held = Held(first=log.first)
     highest: dict[str, int] = {}
     position = log.first

@@ -46,6 +46,8 @@ class Report:
     """Records behind later ones which a new path explains, over all logs."""
 
     uncounted: list[str] = field(default_factory=list)
+    tails: list[tuple[int, int]] = field(default_factory=list)
+    """Offsets [first, next) that the hub told its database to have lost."""
 
     @property
     def good(self) -> bool:
@@ -81,6 +83,10 @@ class Report:
             f"lost {lost}, twice {twice}, out of order {disorder}; behind later ones, as a new path"
             f" explains: {self.late_records}",
         ]
+        if self.tails:
+            told = ", ".join(f"{first} to {end - 1}" for first, end in self.tails)
+            excused = sum(v.excused for v in self.verdicts if v.log == "hub")
+            said.append(f"lost by the database, and told: offsets {told}; {excused} records")
         for reason, bound in BOUNDS.items():
             times = sorted(seconds for _, why, seconds in self.noticed if why == reason)
             if times:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -308,18 +308,13 @@ class Campaign(Stage):
     def _judge_lines(self, report: Report) -> None:
         """Hold what the daemons said against the bounds."""
         for daemon in self.scene.daemons():
-            for number, line in enumerate(daemon.lines):
+            report.bugs += wrong_lines(daemon)
+            for line in daemon.lines:
                 fields = line.fields
                 event = str(fields.get("event", ""))
                 if event == "node.loop-lag":
                     late = f"{daemon.name} woke {fields.get('late_seconds')} s late"
                     report.late.append(f"{late}, at {line.at - report.began:.1f} s")
-                if event in ("node.internal-error", "library.error"):
-                    report.bugs.append(f"{daemon.name}: {fields}"[:500])
-                elif "Traceback" in str(fields.get("text")):
-                    following = daemon.lines[max(0, number - 1) : number + MOST_TRACED]
-                    traced = [str(one.fields.get("text", "")) for one in following]
-                    report.bugs.append(f"{daemon.name}: {' / '.join(filter(None, traced))}"[:3000])
                 reason, seconds = fields.get("reason"), fields.get("noticed_after_seconds")
                 if fields.get("old") != "up" or reason not in BOUNDS or seconds is None:
                     continue
@@ -337,6 +332,18 @@ class Campaign(Stage):
                         f"{daemon.name} noticed {reason} of {fields.get('peer')} after {seconds} s,"
                         f" at {at:.1f} s"
                     )
+
+
+def wrong_lines(daemon: Daemon) -> Iterator[str]:
+    """Return the bugs that a daemon has written down."""
+    for number, line in enumerate(daemon.lines):
+        fields = line.fields
+        if fields.get("event") in ("node.internal-error", "library.error"):
+            yield f"{daemon.name}: {fields}"[:500]
+        elif "Traceback" in str(fields.get("text")):
+            following = daemon.lines[max(0, number - 1) : number + MOST_TRACED]
+            traced = [str(one.fields.get("text", "")) for one in following]
+            yield f"{daemon.name}: {' / '.join(filter(None, traced))}"[:3000]
 
 
 def main(plan: Plan, acts: Sequence[Act] | None = None, until: float = 1e18) -> Report:

@@ -27,6 +27,9 @@ class Ledger:
     doubtful: list[tuple[int, int]] = field(default_factory=list)
     refused: int = 0
     next: int = 0
+    places: list[tuple[int, int, int, float]] = field(default_factory=list)
+    """Of each acknowledged call: its numbers, the offset of the first, when it was answered."""
+
     calls: list[tuple[int, float]] = field(default_factory=list)
     """The first number of each call, and the monotonic seconds at which the call began."""
 
@@ -80,6 +83,7 @@ class Publisher(threading.Thread):
                 self._ended.wait(RETRY_SECONDS)
             else:
                 ledger.acked.append((first, last))
+                ledger.places.append((first, last, said["offset"], time.monotonic()))
             self._ended.wait(max(0.0, count / self._rate - (time.monotonic() - began)))
 
     def end(self) -> None:

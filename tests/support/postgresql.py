@@ -167,6 +167,11 @@ class Server:
             self._process.wait(30)
             self._process = None
 
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """Its first process, while it runs."""
+        return self._process
+
     def remove(self) -> None:
         """End it, and delete its files."""
         self.kill()
