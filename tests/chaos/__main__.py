@@ -19,6 +19,7 @@ from tests.chaos.broken import BUILDS
 from tests.chaos.minimise import minimise
 from tests.chaos.report import Report
 from tests.chaos.run import main
+from tests.support.postgresql import programs
 
 LEAST_SECONDS = 90.0
 """With less time than this left no other run is begun."""
@@ -64,6 +65,8 @@ def arguments() -> argparse.Namespace:
     asked = parser.parse_args()
     if asked.log and (asked.only or asked.minimise or asked.flavour or asked.steady):
         parser.error("--log goes with none of --only, --minimise, --flavour, --steady")
+    if asked.log and programs() is None:
+        parser.error("--log postgresql needs PostgreSQL 15 or later")
     return asked
 
 

@@ -101,6 +101,13 @@ def late_uncounted() -> None:
     Origins.admit = admit  # type: ignore[method-assign,assignment]
 
 
+def asynchronous_commit() -> None:
+    """Acknowledge what a database of the log has not written yet."""
+    from linkd.log.postgresql import database
+
+    database._SESSION += "; set synchronous_commit = off"
+
+
 BUILDS: dict[str, Callable[[], None]] = {
     "ack-before-commit": ack_before_commit,
     "no-takeover": no_takeover,
@@ -108,6 +115,7 @@ BUILDS: dict[str, Callable[[], None]] = {
     "cursor-apart": cursor_apart,
     "highest-offset": highest_offset,
     "late-uncounted": late_uncounted,
+    "asynchronous-commit": asynchronous_commit,
 }
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,6 +277,13 @@ class DatabaseCampaign:
         assert last is not None, line
         self._tails.append(Tail(line.at, int(opened.fields["next"]), int(last[1]) + 1))
 
+    def _next(self) -> int:
+        """Return the hub's next offset, 0 while it does not answer. Start it if it has ended."""
+        self._start(self.hub)
+        with contextlib.suppress(OSError):
+            return int(self.hub.status()["log"]["next"])
+        return 0
+
     def _fault(self, kind: str) -> AbstractContextManager[None]:
         made: AbstractContextManager[None] = getattr(self, f"_{kind.replace(' ', '_')}")()
         return made
@@ -295,15 +302,16 @@ class DatabaseCampaign:
         for daemon in self.daemons:
             self._start(daemon)
         until(self.pair.in_step, START_SECONDS)
-        stands = self.hub.status()["log"]["next"]
-        until(lambda: self.hub.status()["log"]["next"] > stands, START_SECONDS)
+        stands = self._next()
+        until(lambda: self._next() > stands, START_SECONDS)
         ended = time.monotonic()
         return [Happened(each, "", began, ended, act=number) for each in happened]
 
-    def run(self, ends: float = 1e18, say: Say = print) -> Report:
+    def run(self, kinds: Sequence[str] = (), ends: float = 1e18, say: Say = print) -> Report:
         """Make the faults under traffic, let all settle, and judge.
 
         Args:
+            kinds: The first faults; those after them are random.
             ends: Monotonic seconds at which it must be over.
             say: Told of each act.
         """
@@ -317,8 +325,8 @@ class DatabaseCampaign:
         ]
         for publisher in publishers:
             publisher.start()
-        # Each kind comes as often as it weighs, in random order; the rest is chosen by weight.
-        bag: list[str] = []
+        # Each kind comes as often as it weighs, in random order, again and again.
+        bag = list(reversed(kinds))
         for number in range(plan.faults):
             if time.monotonic() > ends - RESERVE_SECONDS:
                 break
@@ -422,6 +430,6 @@ def main(plan: Plan, ends: float = 1e18) -> Report:
         print(line, file=sys.stderr, flush=True)
 
     with DatabaseCampaign(plan) as campaign:
-        report = campaign.run(ends, say)
+        report = campaign.run((), ends, say)
     print("\n".join(report.lines()), flush=True)
     return report
