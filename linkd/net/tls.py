@@ -43,8 +43,10 @@ HOSTNAME_MISMATCH: Final = 62
 
 _VERDICTS: Final[dict[int, str]] = {
     2: "is signed by an authority that is not trusted here: add it to {ca}, or pair again",
-    9: "is not valid yet: correct the clock of this host ({now}) or of the one that issued it",
-    10: "has expired: renew it or pair again, or correct the clock of this host, which shows {now}",
+    9: "is not valid yet, but from {begin} on: correct the clock of this host ({now}) or of the one"
+    " that issued it",
+    10: "has expired on {end}: renew it or pair again, or correct the clock of this host, which"
+    " shows {now}",
     12: "could not be checked, the revocation list has expired: renew that list in {ca}",
     18: "is self-signed and not trusted here: name it, or its authority, in {ca}",
     19: "is signed by an authority that is not trusted here: add it to {ca}, or pair again",
@@ -64,9 +66,9 @@ _NO_TLS: Final = (
 )
 
 _DATED: Final[dict[int, str]] = {
-    9: "is not valid yet: correct the clock of this host ({now}) or of the one that issued it",
-    10: "has expired: pair again with a new code, or replace it in {ca}; this host's clock shows"
-    " {now}",
+    9: _VERDICTS[9],
+    10: "has expired on {end}: pair again with a new code, or replace it in {ca}; this host's clock"
+    " shows {now}",
 }
 """The same where the dates are those of an authority."""
 
@@ -104,23 +106,44 @@ _LOCAL: Final[tuple[tuple[str, str], ...]] = (
 )
 
 
-def verdict(number: int, depth: int, whose: str, ca: str, usage: str) -> str:
-    """Return one sentence for a certificate that was not accepted here.
+class _Verdict(NamedTuple):
+    """Why a certificate was refused here.
 
     Args:
         number: OpenSSL's X509_V_ERR number.
         depth: Which certificate of the chain: 0 its first, above that an authority.
+        certificate: That certificate.
+        names: The node names in it, which prove nothing.
+    """
+
+    number: int
+    depth: int
+    certificate: x509.Certificate
+    names: Sequence[str] = ()
+
+
+def verdict(found: _Verdict, whose: str, ca: str, usage: str) -> str:
+    """Return one sentence for a certificate that was not accepted here.
+
+    Args:
+        found: Why it was not.
         whose: Whose certificate, to begin the sentence with: "the certificate of hub.example.net".
         ca: Where trusted authorities are configured.
         usage: The key usage that was needed: `serverAuth` or `clientAuth`.
     """
-    text = _VERDICTS.get(number)
-    if depth > 0 and number in _DATED:
-        text = _DATED[number]
+    text = _VERDICTS.get(found.number)
+    if found.depth > 0 and found.number in _DATED:
+        text = _DATED[found.number]
         whose = f"an authority in the chain of {whose}"
     if text is None:
-        return f"{whose} was not accepted: verification error {number}"
-    return f"{whose} {text.format(ca=ca, usage=usage, now=clock_words(wall()))}"
+        return f"{whose} was not accepted: verification error {found.number}"
+    begin, end = (
+        clock_words(date.timestamp())
+        for date in (found.certificate.not_valid_before_utc, found.certificate.not_valid_after_utc)
+    )
+    return (
+        f"{whose} {text.format(ca=ca, usage=usage, now=clock_words(wall()), begin=begin, end=end)}"
+    )
 
 
 def openssl_words(error: BaseException) -> str:
@@ -204,14 +227,6 @@ def _options(
     if lists:
         store.set_flags(crypto.X509StoreFlags.CRL_CHECK)
     return options
-
-
-class _Verdict(NamedTuple):
-    """Why a dialer's certificate was refused, at which depth of its chain, and its names."""
-
-    number: int
-    depth: int
-    names: list[str]
 
 
 class TlsFactory(TLSMemoryBIOFactory):
@@ -361,8 +376,9 @@ class ServerTls:
             if ok or number == _NO_REVOCATION_LIST:
                 return True
             if (transport := weak()) is not None:
-                names = certificate_names(shown.to_cryptography()) if depth == 0 else []
-                self._verdicts[transport] = _Verdict(number, depth, names)
+                refused = shown.to_cryptography()
+                names = certificate_names(refused) if depth == 0 else ()
+                self._verdicts[transport] = _Verdict(number, depth, refused, names)
             return False
 
         connection.set_verify(SSL.VERIFY_PEER if self._asks else SSL.VERIFY_NONE, judge)
@@ -378,13 +394,13 @@ class ServerTls:
         found = self._verdicts.get(transport)
         if found is not None:
             where, whose = "`listen.client_ca`", "the dialer's certificate"
-            return verdict(found.number, found.depth, whose, where, "clientAuth")
+            return verdict(found, whose, where, "clientAuth")
         return handshake_failure(_error(reason), "the dialer", "`ca` of this peer")
 
     def claimed(self, transport: object) -> list[str]:
         """Return the node names in a certificate that was refused: nothing of it is proved."""
         found = self._verdicts.get(transport)
-        return [] if found is None else found.names
+        return [] if found is None else list(found.names)
 
     def revoked(self, transport: object) -> bool:
         """Return whether the peer's certificate has been revoked."""
@@ -448,7 +464,7 @@ class ClientTls:
     def __init__(self, options: CertificateOptions, host: str) -> None:
         self._options = options
         self._host = host
-        self._verdict: tuple[int, int] | None = None
+        self._verdict: _Verdict | None = None
 
     def clientConnectionForTLS(self, tls_protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """Return the OpenSSL side of it: verifies chain and name, names the host (SNI)."""
@@ -462,17 +478,20 @@ class ClientTls:
         """Return the attempt's failure if TLS was the reason, else None."""
         if self._verdict is not None:
             whose = f"the certificate of {self._host}"
-            return rejected(verdict(*self._verdict, whose, "`ca` of this peer", "serverAuth"))
+            return rejected(verdict(self._verdict, whose, "`ca` of this peer", "serverAuth"))
         detail = handshake_failure(_error(reason), self._host, "`listen.client_ca`")
         return None if detail is None else rejected(detail)
 
     def _judge(
         self, _: SSL.Connection, certificate: crypto.X509, number: int, depth: int, ok: int
     ) -> bool:
+        if ok and depth > 0:
+            return self._verdict is None
+        shown = certificate.to_cryptography()
         if not ok:
-            self._verdict = number, depth
-        elif depth == 0 and not names_host(certificate.to_cryptography(), self._host):
-            self._verdict = HOSTNAME_MISMATCH, depth
+            self._verdict = _Verdict(number, depth, shown)
+        elif not names_host(shown, self._host):
+            self._verdict = _Verdict(HOSTNAME_MISMATCH, depth, shown)
         return self._verdict is None
 
 

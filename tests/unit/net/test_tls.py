@@ -15,6 +15,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from linkd.clock import clock_words
 from linkd.config import ListenSettings, PeerSettings
 from linkd.errors import AttemptFailed, ConfigError
 from linkd.net import tls as tls_module
@@ -229,9 +230,28 @@ def test_what_is_not_tls_s_fault(cause: BaseException) -> None:
     assert tls_reasons.handshake_failure(cause, "hub", "ca") is None
 
 
-def test_an_unknown_verdict_has_its_number() -> None:
-    said = tls_reasons.verdict(99, 0, "the certificate of hub", "`ca`", "serverAuth")
+def test_an_unknown_verdict_has_its_number(pair: Pair) -> None:
+    found = tls_reasons._Verdict(99, 0, leaf_of(pair.hub_leaf))
+    said = tls_reasons.verdict(found, "the certificate of hub", "`ca`", "serverAuth")
     assert said == "the certificate of hub was not accepted: verification error 99"
+
+
+@pytest.mark.parametrize(
+    ("number", "depth", "words"),
+    [
+        (9, 0, "the certificate of hub is not valid yet, but from {begin} on: correct the clock"),
+        (10, 0, "the certificate of hub has expired on {end}: renew it or pair again"),
+        (10, 1, "the chain of the certificate of hub has expired on {end}: pair again"),
+    ],
+)
+def test_a_certificate_of_another_time_is_refused_with_its_date(
+    pair: Pair, number: int, depth: int, words: str
+) -> None:
+    leaf = leaf_of(pair.ca.issue_cert("hub", not_before=at(-9), not_after=at(-1)))
+    found = tls_reasons._Verdict(number, depth, leaf)
+    said = tls_reasons.verdict(found, "the certificate of hub", "`ca`", "serverAuth")
+    begin, end = (clock_words(at(days).timestamp()) for days in (-9, -1))
+    assert words.format(begin=begin, end=end) in said
 
 
 def test_a_failure_and_its_exception_say_the_same(pair: Pair) -> None:
