@@ -297,6 +297,19 @@ def test_keys_of_an_api_that_is_not_there_are_not_read() -> None:
     assert check_files(msgspec.structs.replace(HERE, api=ApiSettings(keys=(key,)))) == []
 
 
+def test_credentials_that_systemd_hides_from_a_reload_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = PeerSettings(name="a", secret_file=f"{tmp_path}/a.secret")
+    config = msgspec.structs.replace(HERE, peers=(secret,))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert len(check_files(config)) == 1
+    monkeypatch.setattr("linkd.preflight.os.access", lambda path, mode: path != str(tmp_path))
+    assert check_files(config) == []
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/nowhere")
+    assert len(check_files(config)) == 1
+
+
 @given(
     interval=st.floats(1, 60),
     max_bytes=st.integers(2**26, 2**40),
