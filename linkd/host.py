@@ -69,6 +69,8 @@ def _unusable_state(path: str, error: OSError) -> ConfigError | Unavailable:
     if isinstance(error, FileNotFoundError):
         where = Path(path).parent
         return Unavailable(f"{message}: {where} is missing: mount its file system, or make it")
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return ConfigError(f"{message}: it, or what is above it, is a file, not a directory")
     return unusable(message, error)
 
 

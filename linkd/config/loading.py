@@ -156,6 +156,8 @@ def _line_of(content: bytes, error: str) -> str:
         hint = "; use straight quotes"
     elif "\N{NO-BREAK SPACE}" in line:
         hint = "; it has a no-break space: type a plain one"
+    elif error.startswith("Invalid value"):
+        hint = "; a text needs quotes, a truth value is true or false"
     return f": {quote(line)}{hint}"
 
 

@@ -174,6 +174,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "no end": (b'[node]\nname = """x', "at end of document)"),
     "no-break space": (b'[node]\nname\xc2\xa0= "edge"\n', "it has a no-break space"),
     "curly quotes": ("[node]\nname = “edge”\n".encode(), 'name = “edge”"; use straight quotes'),
+    "no quotes": (b"[node]\nname = edge\n", "a text needs quotes"),
     "key twice": (b'[node]\nname = "a"\nname = "b"\n', "not TOML"),
     "latin-1": (b'[node]\nname = "\xe9"\n', "expected UTF-8, got other bytes in line 2"),
     "nul": (b"\0\0\0", "not TOML"),

@@ -440,8 +440,10 @@ class TestPremises:
 
     def test_not_a_directory(self, tmp_path: Path) -> None:
         (tmp_path / "x").touch()
-        with pytest.raises(ConfigError, match=r"node.state_dir: .*: can't be used: "):
+        with pytest.raises(ConfigError, match=r"node.state_dir: .*: can't be used: .*is a file"):
             lock_state_dir(str(tmp_path / "x"))
+        with pytest.raises(ConfigError, match=r"node.state_dir: .*: can't be used: .*is a file"):
+            lock_state_dir(str(tmp_path / "x/below"))
 
     def test_everyone_may_write(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o777)
