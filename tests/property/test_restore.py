@@ -14,6 +14,11 @@ from tests.support.session_model import ModelNode, settle
 
 @given(steps, steps, steps, st.integers(0, 2**32), st.integers(0, 1), st.just(True))
 def test_a_restored_node_goes_on(before, between, after, seed, which, warm) -> None:
+    put_back(before, between, after, seed, which, warm)
+
+
+def put_back(before, between, after, seed, which, warm) -> None:
+    """Put one of two nodes back to a copy that was made before the steps `between`."""
     rng = Random(seed)
     one, two = ModelNode("one", rng), ModelNode("two", rng)
     one.link("two", (">",), (">",), 1 << 20)

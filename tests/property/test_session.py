@@ -190,6 +190,11 @@ def test_a_takeover_with_a_stale_hello_keeps_the_promise(todo, seed, window) -> 
 
 @given(steps_and_trims, st.integers(0, 2**32))
 def test_a_hub_and_two_edges_and_a_ring(todo, seed) -> None:
+    ring(todo, seed)
+
+
+def ring(todo: list[tuple[str, int, int, int]], seed: int) -> None:
+    """Hold three nodes, each linked to both others, to the promise."""
     rng = Random(seed)
     nodes = [ModelNode(name, rng) for name in ("hub", "east", "west")]
     for node in nodes:

@@ -46,6 +46,11 @@ class Trimmed(ModelNode):
 
 @given(steps, st.integers(0, 2**32), st.sampled_from([200, 1 << 20]))
 def test_what_a_trim_takes_is_told_exactly(todo, seed, window) -> None:
+    trimmed(todo, seed, window)
+
+
+def trimmed(todo, seed, window) -> None:
+    """Let two nodes trim what they owe each other."""
     rng = Random(seed)
     one, two = Trimmed("one", rng), Trimmed("two", rng)
     one.link("two", ("a", "b.*"), (">",), window)

@@ -63,7 +63,7 @@ class MemoryBench:
 class SegmentBench:
     """A segment log on the bench."""
 
-    def __init__(self, path: Path, **settings: Any) -> None:
+    def __init__(self, path: Path, node: str = "edge", **settings: Any) -> None:
         self.path = path
         self.turns = Turns()
         self.files: Any = settings.pop("files", None)
@@ -75,7 +75,7 @@ class SegmentBench:
         settings = {"segment_bytes": 1 << 20, "memory_bytes": 1 << 16} | settings
         self.settings = LogSettings(**settings)
         Writer.tick = 0.05
-        self.log = self.open()
+        self.log = self.open(node)
 
     def open(self, node: str = "edge") -> DiskLog:
         """Open it, and wait for its epoch."""

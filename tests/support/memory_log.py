@@ -113,6 +113,14 @@ class MemoryLog(Log):
         found._start(new_token(self.rng), state.next)
         return found
 
+    def backup(self) -> list[CommitGroup]:
+        """Return a copy of its disk."""
+        return list(self._disk)
+
+    def put_back(self, disk: list[CommitGroup]) -> None:
+        """Let the disk be an older copy, which the next crash finds."""
+        self._disk = list(disk)
+
     def fill(self, why: str) -> None:
         """Let the log be full: publishes are refused, what peers send waits."""
         self._failed(why)

@@ -220,10 +220,11 @@ class PostgresqlBench(SegmentBench):
         super().__init__(path, engine="postgresql", postgresql=found, **more)
 
     @classmethod
-    def of(cls, found: LogSettings) -> PostgresqlBench:
+    def of(cls, found: LogSettings, node: str = "edge", **more: Any) -> PostgresqlBench:
         """Return a bench with the log that is in a database already."""
         bench = cls.__new__(cls)
-        SegmentBench.__init__(bench, Path(), engine="postgresql", postgresql=found.postgresql)
+        more |= {"engine": "postgresql", "postgresql": found.postgresql}
+        SegmentBench.__init__(bench, Path(), node, **more)
         return bench
 
     def open(self, node: str = "edge") -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from random import Random
+from typing import Any, ClassVar
 
 from linkd.core import session as resume
 from linkd.core import session_effects as types
@@ -184,12 +186,23 @@ class Link:
         self.node.log.store(batch, settled)
 
 
+def in_memory(name: str, rng: Random) -> Any:
+    """Return a node's log."""
+    return MemoryLog(name, rng, delayed=True, clock=lambda: 0.0)
+
+
 class ModelNode:
-    """A node: a log whose commits come by hand, and its links."""
+    """A node: a log whose commits come by hand, and its links.
+
+    Attributes:
+        make_log: Makes a log; tests.support.stored_log has others than those in memory.
+    """
+
+    make_log: ClassVar[Callable[[str, Random], Any]] = staticmethod(in_memory)
 
     def __init__(self, name: str, rng: Random) -> None:
         self.name = name
-        self.log = MemoryLog(name, rng, delayed=True, clock=lambda: 0.0)
+        self.log = self.make_log(name, rng)
         self.links: dict[str, Link] = {}
         self.acked: dict[str, list[bytes]] = {}
         self.told: list[types.LogEvent] = []
@@ -252,12 +265,12 @@ class ModelNode:
 
     def backup(self) -> list[object]:
         """Return a copy of the disk as it is now."""
-        return [list(self.log._disk), {peer: link.acked for peer, link in self.links.items()}]
+        return [self.log.backup(), {peer: link.acked for peer, link in self.links.items()}]
 
     def restore(self, copy: list[object]) -> None:
         """Put the disk back to an older copy, and start on it."""
         disk, acked = copy
-        self.log._disk = list(disk)  # type: ignore[call-overload]
+        self.log.put_back(disk)
         for peer, link in self.links.items():
             link.acked = acked[peer]  # type: ignore[index]
         self.crash()
