@@ -68,6 +68,8 @@ def _counts(name: str) -> bool:
 
 def _unreadable(path: Path, error: OSError) -> UnreadableConfig | Unavailable:
     """Return the error of a file or directory that can't be read."""
+    if path.parent.name == "linkd.d" and not os.path.lexists(path):
+        return Unavailable(f"{path}: it was removed while linkd read its files: try again")
     kind = Unavailable if is_passing(error) else UnreadableConfig
     return kind(f"{path}: can't be read: {error.strerror}")
 

@@ -79,6 +79,20 @@ def test_the_main_file_may_be_a_pipe(tmp_path: Path) -> None:
     writer.join()
 
 
+def test_a_file_that_vanishes_between_listing_and_reading_may_be_tried_again(main: Path) -> None:
+    found = files(main, {})
+    found[1].unlink()
+    with pytest.raises(Unavailable, match=r"a\.toml: it was removed while linkd read its files"):
+        load(found)
+
+
+def test_a_link_to_nowhere_stays_a_mistake(main: Path) -> None:
+    dangling = main.parent / "linkd.d" / "b.toml"
+    dangling.symlink_to("nowhere")
+    with pytest.raises(UnreadableConfig, match=r"b\.toml: can't be read: No such file"):
+        load(files(main, {}))
+
+
 def test_none_is_fine(tmp_path: Path) -> None:
     assert files(tmp_path / "linkd.toml", {}) == [tmp_path / "linkd.toml"]
     (tmp_path / "linkd.d").touch()
