@@ -61,6 +61,9 @@ the listener does not take them for a sign of life.
 PING_EVERY: Final = 6
 """The dialer pings once in this many intervals, to measure the round trip."""
 
+_NO_LINKD: Final = "so no linkd is there: another service, or a login page in its way"
+_NO_HTTP: Final = f"it answered with something that is not HTTP, {_NO_LINKD}"
+
 
 class DialerConnection(Connection, ClientProtocol):
     """The dialing end of a connection."""
@@ -113,6 +116,8 @@ class DialerConnection(Connection, ClientProtocol):
         end = self.data.find(http_head.END)
         if self.data.startswith(http_head.TLS_RECORDS):
             self._give_up("rejected", "tls", "it speaks TLS: dial wss:// in place of ws://")
+        elif not (self.data.startswith(b"HTTP/") or b"HTTP/".startswith(self.data)):
+            self._give_up("rejected", "protocol", _NO_HTTP)
         elif end > MAX_ANSWER_BYTES or (end < 0 and len(self.data) > MAX_ANSWER_BYTES):
             self._give_up("broken", "protocol", "the answer's head is too long")
         if end < 0 or self.failure is not None:
@@ -125,8 +130,8 @@ class DialerConnection(Connection, ClientProtocol):
     def _upgraded(self, end: int) -> None:
         """Process the response to the upgrade; Autobahn checks a 101."""
         head = http_head.parse_head(self.data[:end])
-        if head is None or not head.first[0].startswith("HTTP/"):
-            self._give_up("rejected", "protocol", "it answered with something that is not HTTP")
+        if head is None:
+            self._give_up("rejected", "protocol", _NO_HTTP)
         elif head.first[1] == "101":
             if head.headers.get("sec-websocket-protocol") != SUBPROTOCOL:
                 detail = f"it did not take the subprotocol {SUBPROTOCOL}"
@@ -140,8 +145,8 @@ class DialerConnection(Connection, ClientProtocol):
     def _take_nonce(self, end: int) -> None:
         head = http_head.parse_head(self.data[:end])
         body = None if head is None else self._body(head, end)
-        if head is None or not head.first[0].startswith("HTTP/"):
-            self._give_up("rejected", "protocol", "it answered with something that is not HTTP")
+        if head is None:
+            self._give_up("rejected", "protocol", _NO_HTTP)
             return
         if body is None:
             return
@@ -153,7 +158,7 @@ class DialerConnection(Connection, ClientProtocol):
         except (ValueError, TypeError, KeyError):
             nonce = None
         if not isinstance(nonce, str) or not 0 < len(nonce) <= MAX_NONCE_CHARACTERS:
-            self._give_up("broken", "protocol", "it gave no nonce")
+            self._give_up("broken", "protocol", f"it gave no nonce, {_NO_LINKD}")
             return
         if not all(each.isalnum() or each in "-_" for each in nonce) or not nonce.isascii():
             self._give_up("broken", "protocol", "it gave a malformed nonce")

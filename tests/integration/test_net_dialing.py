@@ -165,7 +165,7 @@ async def failure(link: Link, seconds: float = 5.0) -> AttemptFailed:
         (b"HTTP/1.1 503 no\r\nContent-Length: 0\r\n\r\n", "busy", "busy", None),
         (b"HTTP/1.1 502 bad gateway\r\nContent-Length: 0\r\n\r\n", "broken", "closed", None),
         (b"HTTP/1.1 500 oops\r\n\r\n", "broken", "closed", None),
-        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "rejected", "protocol", None),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "rejected", "protocol", None),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "broken", "protocol", None),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xfe", "broken", "protocol", None),
         (
@@ -174,7 +174,8 @@ async def failure(link: Link, seconds: float = 5.0) -> AttemptFailed:
             "protocol",
             None,
         ),
-        (b"x" * 40_000, "broken", "protocol", None),
+        (b"HTTP/1.1 " + b"x" * 40_000, "broken", "protocol", None),
+        (b"<html>log in first</html>", "rejected", "protocol", None),
         (b"", "broken", "closed", None),
     ],
 )
@@ -189,6 +190,16 @@ async def test_what_answers_mean(
     assert url in found.detail
     assert dialer.deadline is None
     assert link.connections == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>"],
+)
+@pytest_twisted.ensureDeferred
+async def test_another_service_or_a_login_page_is_named_as_such(lab: Lab, text: bytes) -> None:
+    _, link = lab.dial(lab.serve(saying(text)))
+    assert "no linkd is there: another service, or a login page" in (await failure(link)).detail
 
 
 @pytest.mark.parametrize("protocol", [Closes, Resets])
