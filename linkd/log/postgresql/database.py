@@ -103,15 +103,21 @@ class Health:
         self.fsync, self.full_page_writes, self.standbys, self.version, self.connected, at = row
         self.ahead = at - clock.wall()
         self.number = connection.info.server_version
+        address = connection.info.hostaddr
+        mode = next(one.val for one in connection.pgconn.info if one.keyword == b"sslmode")
+        is_far = address and not is_loopback(address)
+        self.exposed = address if is_far and mode != b"verify-full" else ""
 
-    def problem(self, synchronous: str) -> str | None:
+    def problem(self, settings: PostgresqlSettings) -> str | None:
         """Return why a log must not be kept there, or None."""
         if self.number < MIN_VERSION:
             return f"PostgreSQL 15 or later is needed, this is {self.version}"
+        if self.exposed and not settings.insecure:  # its host came from PGHOST or a service file
+            return f"{self.exposed} is beyond this host: add sslmode=verify-full to the dsn"
         for name, value in (("fsync", self.fsync), ("full_page_writes", self.full_page_writes)):
             if value != "on":
                 return f"the server has {name} = {value}: a power cut would lose the log; set it on"
-        if synchronous == "required" and not self.standbys:
+        if settings.synchronous == "required" and not self.standbys:
             return (
                 "synchronous_standby_names is empty, so a failover loses acknowledged records: set"
                 ' it, or set log.postgresql.synchronous = "preferred" or "single"'
@@ -253,7 +259,7 @@ class Database:
 
     def _check_health(self, connection: Any) -> None:
         health = Health(connection)
-        problem = health.problem(self.settings.synchronous)
+        problem = health.problem(self.settings)
         if problem is not None:
             raise Unfit(problem)
         self.warnings = health.warnings(self.settings.synchronous)

@@ -86,7 +86,7 @@ def inspect(settings: LogSettings) -> str:
     try:
         with psycopg.connect(conninfo, autocommit=True) as connection:
             health = Health(connection)
-            problem = health.problem(table.synchronous)
+            problem = health.problem(table)
             if problem is not None:
                 raise ConfigError(f"log.postgresql: {problem}")
             check_standby(connection, health)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -362,6 +362,45 @@ def test_of_several_hosts_each_one_is_named() -> None:
     assert "does not exist" in str(refused.value)
 
 
+def test_a_host_from_the_environment_is_held_to_the_same_rule(
+    bench: PostgresqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.close()
+    monkeypatch.setenv("PGHOST", "127.0.0.1")
+    dsn = f"port={server().port} dbname={bench.name} user=linkd"
+    found = LogSettings(engine="postgresql", postgresql=settings(dsn))
+    assert "PostgreSQL" in inspect_postgresql(found)
+    monkeypatch.setattr("linkd.log.postgresql.database.is_loopback", lambda _: False)
+    with pytest.raises(ConfigError, match=r"127.0.0.1 is beyond this host: add sslmode"):
+        inspect_postgresql(found)
+    with pytest.raises(Unavailable, match=r"127.0.0.1 is beyond this host: add sslmode"):
+        open_log(found, Path("/nowhere"), "edge", bench.turns.post)
+    open_ = LogSettings(engine="postgresql", postgresql=settings(dsn, insecure=True))
+    assert "PostgreSQL" in inspect_postgresql(open_)
+    monkeypatch.undo()
+    bench.open()
+
+
+def test_a_server_that_fails_while_a_standby_is_tried_is_heard() -> None:
+    from linkd.log.postgresql.database import Health, check_standby
+
+    class Failing:
+        handlers: ClassVar[list[Any]] = []
+        add_notice_handler, remove_notice_handler = handlers.append, handlers.remove
+
+        def cancel(self) -> None:
+            """Never called."""
+
+        def execute(self, statement: str) -> None:
+            raise OSError(statement)
+
+    health = Health.__new__(Health)
+    health.standbys = "one"
+    with pytest.raises(OSError, match="pg_logical_emit_message"):
+        check_standby(Failing(), health)
+    assert not Failing.handlers
+
+
 def test_two_daemons_have_no_log_in_common(
     bench: PostgresqlBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,7 +474,7 @@ def test_old_servers_are_refused() -> None:
 
     health = Health.__new__(Health)
     health.number, health.version = 140000, "14.0"
-    assert health.problem("single") == "PostgreSQL 15 or later is needed, this is 14.0"
+    assert health.problem(settings("")) == "PostgreSQL 15 or later is needed, this is 14.0"
 
 
 @pytest.mark.parametrize(
