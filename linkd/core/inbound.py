@@ -50,6 +50,9 @@ from linkd.protocol.records import (
     check_raw,
 )
 
+MIN_PART_BYTES = 4096
+"""Size of each part but the last, at least: a part of one byte takes 300 bytes of memory."""
+
 GROWTH_AT_ONCE = 1_000_000
 GROWTH_PER_SECOND = 1_000_000
 """Records that a log may have grown by since its hello: several times what one node publishes."""
@@ -301,6 +304,8 @@ class Inbound:
         self.part_bytes = size = self.part_bytes + len(part.records)
         if not part.records or size > step.size:
             raise RemoteProtocolError(f"expected {step.size} bytes in parts, got {size}")
+        if len(part.records) < MIN_PART_BYTES and size < step.size:
+            raise RemoteProtocolError(f"a part of {len(part.records)} bytes that is not the last")
         self._parts.append(part.records)
         if size < step.size:
             return []

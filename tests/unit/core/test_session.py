@@ -229,6 +229,7 @@ def test_what_a_peer_has_stored_is_taken_whatever_is_inside(records: bytes, coun
         ([Part(b"x")], "no batch is under way", 3002),
         ([BEGINNING, Part(b"")], "bytes in parts", 3002),
         ([BEGINNING, Part(REST + b"x")], "bytes in parts", 3002),
+        ([BEGINNING, Part(REST[:4095])], "a part of 4095 bytes that is not the last", 3002),
         ([BEGINNING, step(10, 12, b"x")], "parts of the last one are missing", 3002),
         ([BEGINNING, GapNotice(10, 12, "e1")], "parts of the last one are missing", 3002),
         ([VOLATILE], "expected 2 encoded records", 1007),
@@ -276,8 +277,8 @@ def test_what_came_is_acknowledged_once_it_is_on_disk_and_once() -> None:
 def test_a_large_record_comes_in_parts_and_is_stored_whole() -> None:
     session = begun()
     assert session.received(BEGINNING, 0.0) == []
-    assert session.received(Part(REST[:100]), 0.0) == []
-    (store,) = session.received(Part(REST[100:]), 0.0)
+    assert session.received(Part(REST[:4096]), 0.0) == []
+    (store,) = session.received(Part(REST[4096:]), 0.0)
     assert isinstance(store, Store)
     assert store.batch.records == LARGE
     assert session.inbound.received == 11
