@@ -195,6 +195,48 @@ def standby_of(server: Server) -> Server:
     return one
 
 
+def test_an_asynchronous_standby_is_not_taken_for_a_synchronous_one() -> None:
+    primary = Server()
+    standby = standby_of(primary)
+    name = primary.database("hub")
+    hub = Daemon("hub", log_of(primary.dsn(name), "required"))
+    preferring = Daemon("hub", log_of(primary.dsn(name), "preferred"))
+    single = Daemon("hub", log_of(primary.dsn(name), "single"))
+    try:
+        init(primary, hub, name)
+        hub.start(ready_within=None)
+        assert hub.wait(20.0) == 1
+        assert "synchronous_standby_names is empty, so a failover loses" in hub.tail()
+        preferring.start()
+        assert (
+            "a failover of the database loses"
+            in preferring.wait_line(5.0, event="log.no-standby").fields["detail"]
+        )
+        publish(preferring, "a", [1])
+        preferring.kill()
+        assert "warning" not in run_offline(single, "check")
+        with primary.connect("postgres") as connection:
+            connection.execute("alter system set synchronous_standby_names = 'elsewhere'")
+            connection.execute("select pg_reload_conf()")
+        until(lambda: "is elsewhere, standbys connected: 1" in run_offline(hub, "check", status=4))
+        hub.start(ready_within=None)
+        assert hub.wait(20.0) == 1
+        assert "no standby has confirmed a commit within 5 s" in hub.tail()
+        with primary.connect("postgres") as connection:
+            connection.execute("set synchronous_commit = local")
+            connection.execute("alter system set synchronous_standby_names = 'standby'")
+            connection.execute("select pg_reload_conf()")
+        until(lambda: "names standby, standbys connected: 1" in run_offline(hub, "check"))
+        hub.start()
+        publish(hub, "a", [2])
+        assert numbers(hub, "a") == [1, 2]
+    finally:
+        for each in (hub, preferring, single):
+            each.close()
+        standby.remove()
+        primary.remove()
+
+
 def test_a_failover_to_the_synchronous_standby_loses_nothing() -> None:
     primary = Server()
     standby = standby_of(primary)

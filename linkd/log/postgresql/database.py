@@ -145,7 +145,7 @@ class Health:
         return (
             f"PostgreSQL {self.version}, fsync {self.fsync}, full_page_writes"
             f" {self.full_page_writes}, synchronous_standby_names {self.standbys or 'empty'},"
-            f" {self.connected} standbys connected"
+            f" standbys connected: {self.connected}"
         )
 
 
@@ -176,9 +176,9 @@ def check_standby(connection: Any, health: Health) -> None:
     if any(given_up):
         raise Unfit(
             f"no standby has confirmed a commit within {CONFIRM_SECONDS:g} s:"
-            f" synchronous_standby_names is {health.standbys}, {health.connected} standbys are"
-            " connected; connect one that it names (its application_name), or set it to those"
-            " that are there"
+            f" synchronous_standby_names is {health.standbys}, standbys connected:"
+            f" {health.connected}; connect one that it names (its application_name), or set it to"
+            " those that are there"
         )
 
 
