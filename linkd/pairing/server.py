@@ -331,7 +331,7 @@ class PairingServer:
         if invitation.answered is not None:
             if hmac.compare_digest(invitation.answered[0].proof, ask.proof):
                 return invitation.answered[1]
-            raise PairingRefused("the code was used before: each can be used once")
+            raise PairingRefused("the code was used before, which is possible once: make a new one")
         if now >= invitation.ends:
             raise PairingRefused("the code has expired or was taken back: make a new one")
         secret, proof = invitation.code.secret, ask.proof.encode("utf-8", "replace")
