@@ -634,11 +634,12 @@ def test_a_file_that_cannot_be_read_is_not_made_again(
     prepare(config, wall)
     before = (place / "hub.crt").read_bytes()
 
-    def refuse(_: Path) -> bytes:
+    def refuse(*_: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_bytes", refuse)
+        patched.setattr("linkd.net.certificates.open_file", refuse)
         assert not prepare(config, wall)
         assert check_files(config) != []
     assert (place / "hub.crt").read_bytes() == before
