@@ -65,7 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
         if found:
             print(f"# {found}")
         for each in ends:
-            print(f"# {certificate_words(each)}: ends in {duration(each.expires_seconds)}")
+            words, left = certificate_words(each), each.expires_seconds
+            end = f"ends in {duration(left)}" if left > 0 else f"ended {duration(-left)} ago"
+            print(f"# {words}: {end}")
         for name, fingerprint in fingerprints(config):
             print(f"# fingerprint of the secret for {name}: {fingerprint}")
         print(f"# {', '.join(str(path) for path in paths)}: fine")

@@ -288,7 +288,7 @@ def node_text(status: NodeStatus, paint: Colours) -> str:
 def certificate_lines(found: list[CertificateStatus], paint: Colours) -> list[str]:
     """Return one line for this node's own certificates; in red one for each that expires soon."""
     lines = [paint(text, "red") for each in found if (text := ends_soon(each)) is not None]
-    own = [each for each in found if each.peer is None]
+    own = [each for each in found if each.peer is None and each.expires_seconds > 0]
     if own:
         ends = (f"{certificate_words(each)} {duration(each.expires_seconds)}" for each in own)
         lines.insert(0, f"until the end of: {', '.join(ends)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,10 @@ def test_status_shows_when_the_node_s_own_certificates_end() -> None:
         CertificateStatus("own", None, 364 * DAY),
         CertificateStatus("authority", None, 3649 * DAY),
         CertificateStatus("own", "lab", 300 * DAY),
+        CertificateStatus("api", None, -2 * DAY),
     ]
     page = node_text(NodeStatus("hub", "1", 3.0, STATUS.log, [], [], certificates=ends), Colours())
-    assert page.splitlines()[2] == (
+    assert page.splitlines()[2] == (  # one that has ended has a line of its own
         "until the end of: own certificate 364d, own pairing authority 3649d"
     )
 
@@ -119,5 +121,6 @@ def test_check_shows_when_certificates_end(
     assert main(["check", "-c", str(file)]) == 0
     told = capsys.readouterr()
     assert "# own pairing authority: ends in 649d" in told.out
+    assert re.search(r"# own certificate: ended 26\d\dd ago", told.out)
     assert "linkd: warning: own pairing authority expires in 649d" in told.err
     assert "linkd: warning: own certificate expired 26" in told.err
