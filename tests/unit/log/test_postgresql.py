@@ -383,7 +383,9 @@ def test_a_host_from_the_environment_is_held_to_the_same_rule(
     bench.open()
 
 
-def test_a_server_that_fails_while_a_standby_is_tried_is_heard() -> None:
+def test_a_server_that_fails_while_a_standby_is_tried_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from linkd.log.postgresql.database import Health, check_standby
 
     class Failing:
@@ -401,6 +403,8 @@ def test_a_server_that_fails_while_a_standby_is_tried_is_heard() -> None:
     with pytest.raises(OSError, match="pg_logical_emit_message"):
         check_standby(Failing(), health)
     assert not Failing.handlers
+    monkeypatch.setattr(Failing, "execute", lambda *_: None)
+    check_standby(Failing(), health)  # a standby has confirmed it
 
 
 def test_two_daemons_have_no_log_in_common(
