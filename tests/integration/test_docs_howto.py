@@ -133,6 +133,8 @@ def test_an_mqtt_topic_becomes_a_channel_and_a_topic_again(pair: Pair, path: Pat
 
 def test_both_ends_continue_with_an_empty_disk(pair: Pair) -> None:
     """As docs/how-to/replace-a-disk.md promises: each link comes up by itself and reports it."""
+    for daemon, peer in ((pair.edge, "hub"), (pair.hub, "edge")):
+        daemon.call("POST", f"/v1/channels/orders?wait={peer}", b"1")
     for lost, other in ((pair.edge, pair.hub), (pair.hub, pair.edge)):
         lost.stop()
         shutil.rmtree(lost.directory / "state")
