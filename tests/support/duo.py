@@ -6,6 +6,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from linkd.drill.testbed import Namespace, free_port
@@ -50,7 +51,7 @@ class Duo:
     def settled(self, within: float = 30.0) -> None:
         """Wait until neither owes the other anything."""
         for daemon, other in ((self.hub, "edge"), (self.edge, "hub")):
-            until(lambda d=daemon, o=other: not d.link(o)["backlog_records"], within)
+            until(partial(_owes_nothing, daemon, other), within)
 
     def close(self) -> None:
         """End both."""
@@ -62,6 +63,10 @@ class Duo:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _owes_nothing(daemon: Daemon, other: str) -> bool:
+    return not daemon.link(other)["backlog_records"]
 
 
 def until(true: Callable[[], object], within: float = 20.0) -> float:

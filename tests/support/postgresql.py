@@ -56,6 +56,8 @@ class Server:
     """
 
     small: Namespace | None = None
+    port: int
+    environment: dict[str, str]
 
     def __init__(
         self,
