@@ -113,9 +113,10 @@ class System(ABC):
         self.folder = Path(tempfile.mkdtemp(prefix="linkd-bench-"))
         self.peers = peers
         self.fan_out = fan_out
-        self.hub_port = free_port()
-        self.link_port = free_port()
-        self.edge_ports = [free_port() for _ in range(peers)]
+        ports: set[int] = set()
+        while len(ports) < 2 + peers:  # of a hundred, two are often equal
+            ports.add(free_port())
+        self.hub_port, self.link_port, *self.edge_ports = ports
         self.hub: Process | None = None
         self.edges: list[Process] = []
 
