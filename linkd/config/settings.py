@@ -442,6 +442,34 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
     ] = 33_554_432
 
 
+class ClusterSettings(Settings, frozen=True, kw_only=True):
+    """This instance of the node, where several serve one log in PostgreSQL."""
+
+    instance: Annotated[
+        str,
+        _meta(
+            "Name of this instance, such as `hub-a`; all have the same `node.name`.",
+            "restart",
+        ),
+    ]
+    bus: Annotated[
+        str | None,
+        _meta(
+            "Redis for volatile messages, presence and wake-ups between instances:"
+            " `rediss://redis.example.net:6379`, or with Sentinel"
+            " `rediss+sentinel://s1:26379,s2:26379/linkd`. Without it volatile messages stay at the"
+            " instance that has them.",
+            "restart",
+        ),
+    ] = None
+    bus_password_file: Annotated[
+        str | None, _meta("File with the password of Redis.", "restart")
+    ] = None
+    insecure: Annotated[
+        bool, _meta("Allow Redis without TLS beyond this host (a VPN, a lab).", "restart")
+    ] = False
+
+
 class Config(Settings, frozen=True, kw_only=True):
     """The whole configuration, checked."""
 
@@ -451,6 +479,7 @@ class Config(Settings, frozen=True, kw_only=True):
     heartbeat: HeartbeatSettings = HeartbeatSettings()
     reconnect: ReconnectSettings = ReconnectSettings()
     log: LogSettings = LogSettings()
+    cluster: ClusterSettings | None = None
     limits: LimitSettings = LimitSettings()
     channels: tuple[ChannelSettings, ...] = msgspec.field(default=(), name="channel")
     peers: tuple[PeerSettings, ...] = msgspec.field(default=(), name="peer")

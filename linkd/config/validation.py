@@ -288,9 +288,16 @@ def _name(place: tuple[str | int, ...], name: str) -> Iterator[Problem]:
 
 
 def _log(config: Config) -> Iterator[Problem]:
-    """The engine has its table."""
+    """The engine has its table, and several instances have the engine for it."""
     if config.log.engine == "postgresql" and config.log.postgresql is None:
         yield ("log", "postgresql"), 'missing: `engine = "postgresql"` needs its `dsn` there'
+    if config.cluster is not None:
+        yield from _name(("cluster", "instance"), config.cluster.instance)
+        if config.log.engine != "postgresql":
+            yield (
+                ("log", "engine"),
+                'expected "postgresql": the instances of a [cluster] share one log',
+            )
 
 
 def _pair(
