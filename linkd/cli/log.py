@@ -79,8 +79,8 @@ def _add_postgresql(verbs: Any) -> None:
     migrate = verbs.add_parser(
         "migrate",
         help="bring the tables in PostgreSQL to this version's format",
-        description="Bring the tables in PostgreSQL to the format of this version. There is only"
-        " one so far: it checks that, and grants the daemon's role what it needs.",
+        description="Bring the tables in PostgreSQL to the format of this version, as their owner,"
+        " while linkd is stopped; grant the daemon's role what it needs.",
     )
     for verb in (init, migrate):
         verb.add_argument("--dsn", metavar="DSN", help=owner)

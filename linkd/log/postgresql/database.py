@@ -309,6 +309,11 @@ class Database:
                 f"the log in PostgreSQL was made by a newer linkd (format {version}, this one reads"
                 f" {FORMAT}): linkd {needs} or later is needed"
             )
+        if version < FORMAT:
+            raise LogDamaged(
+                f"the tables of the log in PostgreSQL have format {version}, this linkd needs"
+                f" {FORMAT}: stop the linkd that uses them, then run `linkd log migrate`"
+            )
         if node not in (None, self._node):
             raise LogDamaged(
                 f"the log in this database is that of the node {node}, this is {self._node}:"

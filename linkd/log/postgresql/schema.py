@@ -10,7 +10,7 @@ from typing import Any
 
 from psycopg import sql
 
-FORMAT = 1
+FORMAT = 2
 NEEDS = "0.2"
 """The linkd version that reads this format."""
 
@@ -23,9 +23,10 @@ create table linkd.log (
     node text,
     fence bigint not null default 0,
     hub text not null default '',
-    commits bigint not null default 0
+    commits bigint not null default 0,
+    incarnation text not null default ''
 );
-insert into linkd.log (format, needs) values (1, '0.2');
+insert into linkd.log (format, needs) values (2, '0.2');
 create table linkd.file (
     id bigint generated always as identity primary key,
     name text not null unique,
@@ -35,15 +36,18 @@ create table linkd.piece (
     file bigint not null,
     at bigint not null,
     body bytea not null,
+    token bigint,
     primary key (file, at)
 );
 alter table linkd.piece alter column body set storage external;
 create table linkd.kept (
     kind text not null,
     key text not null,
-    value bytea not null,
+    value bytea,
+    changed xid8 not null default pg_current_xact_id(),
     primary key (kind, key)
 );
+create index kept_changed on linkd.kept (changed);
 
 create function linkd.drop_file(held bigint, called text) returns void
 language plpgsql security definer set search_path = pg_catalog set lock_timeout = '2s' as $$
@@ -76,6 +80,22 @@ end $$;
 revoke all on function linkd.drop_file, linkd.create_file from public;
 """
 
+FROM_1 = """
+alter table linkd.log add column incarnation text not null default '';
+alter table linkd.piece add column token bigint;
+do $$
+declare number bigint;
+begin
+    for number in select id from linkd.file where own loop
+        execute format('alter table linkd.piece_%s add column token bigint', number);
+    end loop;
+end $$;
+alter table linkd.kept alter column value drop not null,
+    add column changed xid8 not null default pg_current_xact_id();
+create index kept_changed on linkd.kept (changed);
+"""
+"""Brings tables of format 1, which had one instance only, to format 2."""
+
 GRANTS = """
 grant usage on schema linkd to {role};
 grant select, update on linkd.log to {role};
@@ -85,7 +105,10 @@ grant execute on function linkd.drop_file, linkd.create_file to {role};
 
 
 def create(connection: Any, role: str) -> bool:
-    """Create the schema, and let `role` use it; return False if it exists already.
+    """Create the schema or bring it to this format, and let `role` use it.
+
+    Returns:
+        Whether it did not exist before.
 
     Raises:
         psycopg.Error: The database refuses.
@@ -94,6 +117,10 @@ def create(connection: Any, role: str) -> bool:
         (found,) = connection.execute("select to_regnamespace('linkd') is not null").fetchone()
         if not found:
             connection.execute(SCHEMA)
+        (version,) = connection.execute("select format from linkd.log for update").fetchone()
+        if version < FORMAT:
+            connection.execute(FROM_1)
+        if version <= FORMAT:
             connection.execute("update linkd.log set format = %s, needs = %s", (FORMAT, NEEDS))
         connection.execute(sql.SQL(GRANTS).format(role=sql.Identifier(role)))
     return not found

@@ -102,6 +102,11 @@ def inspect(settings: LogSettings) -> str:
             f"log.postgresql: made by a newer linkd (format {found}, this one reads {FORMAT}):"
             " upgrade linkd"
         )
+    if found < FORMAT:
+        raise ConfigError(
+            f"log.postgresql: the tables have format {found}, this linkd needs {FORMAT}:"
+            " run `linkd log migrate`"
+        )
     warnings = health.warnings(table.synchronous).values()
     return "; warning: ".join([f"log in {health.words()}", *warnings])
 

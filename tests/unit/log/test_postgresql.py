@@ -419,8 +419,42 @@ def test_two_daemons_have_no_log_in_common(
     ask(bench, "update linkd.log set format = 99, needs = '9.9'")
     with pytest.raises(StateTooNew, match=r"linkd 9\.9 or later"):
         PostgresqlLog(bench, "edge")
-    ask(bench, "update linkd.log set format = 1")
+    ask(bench, "update linkd.log set format = 2")
     bench.open()
+
+
+def test_tables_of_format_1_are_refused_until_they_are_migrated(bench: PostgresqlBench) -> None:
+    append(bench, draft(b"a"), draft(b"b"))
+    segment = bench.log._segment_set.last
+    bench.close()
+    (number,) = server_row(
+        bench, f"select id from linkd.file where name = '{segment.number:012d}.log'"
+    )
+    with bench.server.connect(bench.name) as connection:
+        for change in (
+            "alter table linkd.log drop column incarnation",
+            "alter table linkd.piece drop column token",
+            f"alter table linkd.piece_{number} drop column token",
+            "alter table linkd.kept drop column changed, alter column value set not null",
+            "update linkd.log set format = 1",
+        ):
+            connection.execute(change)
+    with pytest.raises(
+        LogDamaged, match=r"have format 1, this linkd needs 2: .* `linkd log migrate`"
+    ):
+        PostgresqlLog(bench, "edge")
+    with pytest.raises(ConfigError, match="run `linkd log migrate`"):
+        inspect_postgresql(bench.settings)
+    from linkd.log.postgresql.setup import initialise
+
+    assert "there already" in initialise(bench.settings, bench.server.dsn(bench.name, "owner"))
+    bench.open()
+    assert bodies(everything(bench)) == [b"a", b"b"]
+
+
+def server_row(bench: PostgresqlBench, query: str) -> Any:
+    with bench.server.connect(bench.name) as connection:
+        return connection.execute(query).fetchone()
 
 
 def PostgresqlLog(bench: PostgresqlBench, node: str) -> Any:
@@ -472,7 +506,7 @@ def test_check_names_what_is_missing(bench: PostgresqlBench, tmp_path: Path) -> 
     ask(bench, "drop role stranger", "update linkd.log set format = 99")
     with pytest.raises(ConfigError, match="newer linkd"):
         inspect_postgresql(bench.settings)
-    ask(bench, "update linkd.log set format = 1")
+    ask(bench, "update linkd.log set format = 2")
 
 
 def test_old_servers_are_refused() -> None:
