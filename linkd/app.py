@@ -146,7 +146,7 @@ class Application:
             call_at_iteration_end=at_iteration_end(reactor),
             boot=boot_word(Path(config.api.socket).parent),
         )
-        log = open_log(config.log, state, config.node.name, post, edges)
+        log = open_log(config.log, state, config.node.name, post, edges, config.cluster)
         self._cursors = open_cursors(log, state, post, wall=wall)
         opened = reactor.seconds() - began
         self._outages = Outages(self._cursors)

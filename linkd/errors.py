@@ -230,6 +230,10 @@ class OutOfStep(LinkdError):
         )
 
 
+class PeerMoved(LinkdError):
+    """A newer connection of the peer is at another instance of this node."""
+
+
 class StateTooNew(LinkdError):
     """State on disk was written by a newer linkd; the message names the version needed.
 

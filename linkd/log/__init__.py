@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from linkd import clock
-from linkd.config.settings import LogSettings
+from linkd.config.settings import ClusterSettings, LogSettings
 from linkd.errors import ConfigError
 from linkd.log.commit import Post
 from linkd.log.cursor_store import CursorStore, SqliteCursorStore
@@ -37,6 +37,7 @@ def open_log(
     node: str,
     post: Post,
     edges: Environment | None = None,
+    cluster: ClusterSettings | None = None,
 ) -> DiskLog:
     """Open the log in `state_dir`, or create it.
 
@@ -46,6 +47,7 @@ def open_log(
         node: This node's name.
         post: Brings a call into the thread that uses the log (`reactor.callFromThread`).
         edges: Disk, clocks and randomness; None: the real ones.
+        cluster: Which instance of the node this is, if several share the log.
 
     Raises:
         LogDamaged: Another daemon uses it, or a file can't be read; the message says what to do.
@@ -56,8 +58,11 @@ def open_log(
     if settings.engine == "postgresql":
         try:
             from linkd.log.postgresql.log import PostgresqlLog  # noqa: PLC0415 - it needs psycopg
+            from linkd.log.postgresql.shared_log import SharedLog  # noqa: PLC0415
         except ImportError as error:
             raise _no_psycopg(error) from None
+        if cluster is not None:
+            return SharedLog(node, settings, cluster, post, edges)
         return PostgresqlLog(node, settings, post, edges)
     return DiskLog(Path(state_dir) / "log", node, settings, post, edges)
 

@@ -14,10 +14,19 @@ from typing import TypeVar
 
 from linkd.errors import BadRecord, LinkdError, LogClosed, LogFull, OutOfStep, PublishError
 from linkd.log.commit import CommitBuilder, CommitGroup, PendingItem, ReceivedBatch, ignore
-from linkd.log.frame import CursorSet, EpochOpened
 from linkd.log.interface import Appended, OnDurable, OperatorNotice
 from linkd.log.segment_set import TailCache
-from linkd.log.state import PeerPosition, RecentIds, State, follows, moved, placed
+from linkd.log.state import (
+    Change,
+    CursorSet,
+    EpochOpened,
+    PeerPosition,
+    RecentIds,
+    State,
+    follows,
+    moved,
+    placed,
+)
 from linkd.protocol.peer import Cursor
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, MAX_BATCH_BYTES, Batch, NewRecords
 
@@ -73,6 +82,10 @@ class Log(ABC):
         on_written: Called with the seconds that each commit took to reach the disk.
         on_trim: Called with the new `first` when records were deleted; peers and consumers that
             were owed some get a gap.
+        on_taken: Called with the peer that another instance of the node has taken over.
+        on_epoch: Called when a new epoch was opened while the log is open: links must be joined
+            again.
+        is_keeper: Of several instances this one deletes what is not needed any more.
     """
 
     clock: Callable[[], float]
@@ -92,6 +105,9 @@ class Log(ABC):
         self.on_commit: list[Callable[[int], None]] = []
         self.on_written: list[Callable[[float], None]] = []
         self.on_trim: list[Callable[[int], None]] = []
+        self.on_taken: list[Callable[[str], None]] = []
+        self.on_epoch: list[Callable[[], None]] = []
+        self.is_keeper = True
         self.state = state
         self._ids = ids
         self._tail = tail
@@ -234,6 +250,19 @@ class Log(ABC):
         self._hold(source.peer, len(batch.records) + BATCH_OVERHEAD_BYTES)
         self._queue(ReceivedBatch(batch, place), settled)
 
+    def hold(self, peer: str, boot: str, counter: int, settled: OnDurable) -> None:
+        """Take a peer over from other instances: `store` is for peers that are held here.
+
+        Once settled, `cursor` includes all that others stored.
+
+        Args:
+            peer: The peer.
+            boot: The generation of its connection: the dialer's boot,
+            counter: and its number in that.
+            settled: Called once it is held, or with PeerMoved where a newer connection is known.
+        """
+        settled(Appended(self.next, 0))
+
     def held(self, peer: str | None = None) -> int:
         """Return the bytes of received batches that are not on disk: of one peer, or of all."""
         return self._held_bytes if peer is None else self._held.get(peer, 0)
@@ -257,7 +286,7 @@ class Log(ABC):
         self._places[peer] = place
         self._queue(CursorSet(peer, place), settled)
 
-    def _queue(self, item: ReceivedBatch | CursorSet | EpochOpened, settled: OnDurable) -> None:
+    def _queue(self, item: ReceivedBatch | Change, settled: OnDurable) -> None:
         """Queue an item that is never refused for lack of room."""
         if self._closed:
             settled(LogClosed("the node is stopping"))

@@ -16,10 +16,11 @@ from linkd.errors import (
     LinkdError,
     SequenceUnproven,
 )
-from linkd.log.frame import CursorSet, EpochOpened, PendingFrame, PublishPart
+from linkd.log.frame import PendingFrame, PublishPart
 from linkd.log.interface import Appended, OnDurable
 from linkd.log.origins import Undo
 from linkd.log.state import (
+    Change,
     PeerPosition,
     RecentIds,
     State,
@@ -45,7 +46,7 @@ class ReceivedBatch(msgspec.Struct, frozen=True, gc=False):
     place: PeerPosition
 
 
-PendingItem = tuple[NewRecords | ReceivedBatch | CursorSet | EpochOpened, OnDurable]
+PendingItem = tuple[NewRecords | ReceivedBatch | Change, OnDurable]
 
 
 class CommitGroup(msgspec.Struct):
@@ -112,7 +113,7 @@ class CommitBuilder:
             elif type(item) is ReceivedBatch:
                 self._stored(item, settled)
             else:
-                assert isinstance(item, CursorSet | EpochOpened)
+                assert isinstance(item, Change)
                 self._change(item, settled)
             index += 1
         group.next = state.next
@@ -375,13 +376,10 @@ class CommitBuilder:
         group.size += len(batch.records) + 256
         state.next += batch.count
 
-    def _change(self, item: CursorSet | EpochOpened, settled: OnDurable) -> None:
+    def _change(self, item: Change, settled: OnDurable) -> None:
         """Put a change without records into the group."""
         state, group = self._state, self._group
-        if isinstance(item, CursorSet):
-            state.put(item.peer, item.place)
-        else:
-            state.open_epoch(item.epoch, item.first)
+        state.change(item)
         group.pieces.append(PendingFrame(None, item))
         group.size += 256
         group.outcomes.append((settled, Appended(state.next, 0)))

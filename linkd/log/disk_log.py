@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import msgspec
 
@@ -26,7 +27,7 @@ from linkd.log.files import (
     explain_os_error,
     room,
 )
-from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, CursorSet, NewFrame, encode_frame
+from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, NewFrame, encode_frame
 from linkd.log.interface import OperatorNotice
 from linkd.log.logclock import NOTE_SECONDS, save_note
 from linkd.log.reader import CorruptSegment, Reader
@@ -35,7 +36,7 @@ from linkd.log.repair import PendingLossReports, SegmentRepairer
 from linkd.log.segment import Index, read_head, scan, scan_sealed, seal, segment_path
 from linkd.log.segment_set import Retention, SegmentRoller, SegmentSet, TailCache
 from linkd.log.snapshot import Base, Sealed, Snapshots, remove_snapshots
-from linkd.log.state import Snapshot, State
+from linkd.log.state import CursorSet, Snapshot, State
 from linkd.log.writer import Idle, WriteFailed, WriteJob, Writer, Written, why
 from linkd.protocol.records import Batch
 
@@ -109,6 +110,14 @@ class DiskReads:
                 done(batches)
 
         self._reader.fetch(place, position, max_bytes, found, for_link)
+
+    def forbid_repair(self, why: str) -> None:
+        """Answer reads of a damaged segment with `why` instead of repairing it."""
+
+        def refuse() -> SegmentRepairer:
+            raise LogDamaged(why)
+
+        self._make_repairer = refuse
 
     def repair(self, damage: CorruptSegment) -> bool:
         """Repair a sealed segment that was found corrupt while no read waits for its records.
@@ -270,6 +279,9 @@ class DiskLog(Log):
         StateTooNew: It was written by a newer linkd.
     """
 
+    _make_writer = Writer
+    _encode = staticmethod(encode_frame)
+
     def __init__(
         self,
         folder: Path,
@@ -302,9 +314,13 @@ class DiskLog(Log):
             raise LogDamaged(explain_os_error(error, folder)) from None
         self._reader.thread.start()
         self._measure()
-        self.epoch = new_token(edges.rng)
-        self._open_epoch(self.epoch, found.first_of_epoch)
+        self._start_epoch(edges.rng, found.first_of_epoch)
         self._pump()
+
+    def _start_epoch(self, rng: Random, first: int) -> None:
+        """Open the epoch of this run at offset `first`."""
+        self.epoch = new_token(rng)
+        self._open_epoch(self.epoch, first)
 
     def _take(self, node: str, found: RecoveredLog) -> None:
         """Take over the recovered state."""
@@ -333,6 +349,7 @@ class DiskLog(Log):
         most = min(settings.max_bytes, self._free_bytes + self._segment_set.size)
         self._segment_bytes = min(settings.segment_bytes, max(1 << 20, most // 16))
         self._era = 0
+        self._continues: Path | None = None  # the file that is written now, if not by this run
         self._call_at_iteration_end, self._due = edges.call_at_iteration_end, False
         self._under_way_bytes = 0
         self._retention = Retention(settings, self._segment_bytes)
@@ -342,7 +359,7 @@ class DiskLog(Log):
         self._failure = ""  # why the phase is FAILED or RETRYING
         self._looked = self._monotonic()
         self._deleted_at = -math.inf  # by time.monotonic
-        self._writer = Writer(self._files, folder, self._seed, post, self._report)
+        self._writer = self._make_writer(self._files, folder, self._seed, post, self._report)
         self._reader = Reader(self._seed, post)
         self._roller = SegmentRoller(
             folder, self._files, self._segment_set, self._reader, found.identity, found.held
@@ -411,14 +428,15 @@ class DiskLog(Log):
             self._frames = 0
         at = self._at
         group = self._make_group()
-        parts.extend(map(encode_frame, group.pieces))
+        parts.extend(map(self._encode, group.pieces))
         self._frames += len(group.pieces)
         for part in parts:
             self._at += PREFIX_BYTES + len(part[2]) + len(part[3])
         self._under_way_bytes += self._at - at
         is_late = self._snapshots.busy and self._snapshots.behind >= MOST_BEHIND
         pause = min(FRAME_PAUSE * len(parts), MOST_PAUSE) if is_late else 0.0
-        job = WriteJob(self._era, group, parts, self._wall(), at, creates, begins, pause)
+        continues, self._continues = self._continues, None
+        job = WriteJob(self._era, group, parts, self._wall(), at, creates, begins, continues, pause)
         self._writer.queue.put(job)
 
     def _begin_segment(self) -> tuple[NewFrame, Index]:

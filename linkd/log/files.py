@@ -27,6 +27,9 @@ class DiskFiles:
     preallocates = True
     """Zeros ahead of what is written make small commits cheaper."""
 
+    is_shared = False
+    """Other instances may write the log meanwhile."""
+
     def lock(self, folder: Path) -> int:
         """Keep other daemons out of the log; return the file to close at the end."""
         return lock(folder)

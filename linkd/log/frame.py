@@ -13,11 +13,12 @@ the writing thread would otherwise wait for it again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 
 import msgspec
 
-from linkd.log.state import PeerPosition
+from linkd.log.state import Change, CursorSet, EpochOpened, PeerHeld
 from linkd.protocol.records import Batch, Origin, Producer, SourcePosition
 
 try:
@@ -27,7 +28,7 @@ except ImportError:  # no wheel for this machine
 
 
 MAGIC = b"LkF\x01"
-HEAD, BATCH, EPOCH, CURSOR, SMALL, STATE = 1, 2, 3, 4, 5, 6
+HEAD, BATCH, EPOCH, CURSOR, SMALL, STATE, HELD = 1, 2, 3, 4, 5, 6, 7
 HAS_IDS, CHANGES = 1, 2
 """Flags of a batch's frame: its records have ids; it changes more of the state than its end."""
 
@@ -37,20 +38,6 @@ _LEAD = Struct("<4sI")
 PREFIX_BYTES = PREFIX.size
 MOST_BYTES = 1 << 30
 """No frame has a longer head, nor more bytes of records: neither written nor read."""
-
-
-class CursorSet(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A peer's cursor to replace, or with None to forget."""
-
-    peer: str
-    place: PeerPosition | None
-
-
-class EpochOpened(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A new epoch, from `first` on."""
-
-    epoch: str
-    first: int
 
 
 class PublishPart(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -74,7 +61,7 @@ class PendingFrame(msgspec.Struct, gc=False):
     """
 
     batch: Batch | None
-    change: CursorSet | EpochOpened | None = None
+    change: Change | None = None
     has_ids: bool = False
     publish: PublishPart | None = None
     counts: tuple[int, ...] = ()
@@ -123,17 +110,17 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 _encode = msgspec.msgpack.Encoder().encode
 decode_head = msgspec.msgpack.Decoder(Head).decode
-_cursor = msgspec.msgpack.Decoder(CursorSet)
-_epoch = msgspec.msgpack.Decoder(EpochOpened)
+_KINDS: dict[object, int] = {CursorSet: CURSOR, EpochOpened: EPOCH, PeerHeld: HELD}
+_decode_change: dict[int, Callable[[bytes | memoryview], Change]] = {
+    kind: msgspec.msgpack.Decoder(struct).decode for struct, kind in _KINDS.items()
+}
 
 
 def encode_frame(piece: PendingFrame) -> NewFrame:
     """Return kind, flags, head and records of the frame of a piece."""
     batch = piece.batch
     if batch is None:
-        change = piece.change
-        kind = CURSOR if isinstance(change, CursorSet) else EPOCH
-        return kind, 0, _encode(change), b""
+        return _KINDS[type(piece.change)], 0, _encode(piece.change), b""
     head = _encode(
         (
             batch.offset,
@@ -262,6 +249,7 @@ def head_of(frame: Frame) -> Head:
     return decode_head(frame.head)
 
 
-def change_of(kind: int, head: bytes | memoryview) -> CursorSet | EpochOpened:
-    """Return the change in a frame without a batch."""
-    return _cursor.decode(head) if kind == CURSOR else _epoch.decode(head)
+def change_of(kind: int, head: bytes | memoryview) -> Change | None:
+    """Return the change in a frame without a batch; None in a frame of another kind."""
+    decode = _decode_change.get(kind)
+    return None if decode is None else decode(head)

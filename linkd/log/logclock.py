@@ -149,6 +149,10 @@ class LogClock:
             return 0.0
         return wall - before
 
+    def follow(self, stamp: float) -> None:
+        """Go on from `stamp` at least: another instance's clock is ahead."""
+        self._offset = max(self._offset, stamp - self._boottime())
+
     def now(self) -> float:
         """Return the log's clock."""
         return self._boottime() + self._offset

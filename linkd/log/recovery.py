@@ -484,9 +484,12 @@ def _catch_up(folder: Path, edges: Environment, found: Found) -> None:
     if found.state is None or found.identity is None or found.carried is None or not found.segments:
         return
     newest, last = found.bases[-1], found.segments[-1]
+    if newest.number > last.number:  # the last start was ended before its first commit
+        found.goes_on = False
+        return
     behind = [one.size for one in (*found.held, *found.segments) if one.number >= newest.number]
     few = len(behind) <= MOST_FOLDED or not newest.is_outgrown(sum(behind))
-    if few and not found.upgrades:
+    if (few and not found.upgrades) or edges.files.is_shared:
         return
     with suppress(OSError):
         seed, number = found.identity.seed, last.number + 1

@@ -17,13 +17,10 @@ from linkd.errors import BadRecord, StateTooNew
 from linkd.log.files import DiskFiles
 from linkd.log.frame import (
     BATCH,
-    CURSOR,
-    EPOCH,
     HAS_IDS,
     HEAD,
     MAGIC,
     SMALL,
-    EpochOpened,
     Frame,
     FrameCandidate,
     Head,
@@ -225,12 +222,21 @@ def load_ids(folder: Path, index: Index, seed: int, ids: RecentIds) -> None:
         for frame in walk(segment_path(folder, index.number), 0, index.size, seed):
             if frame.kind == BATCH and frame.flags & HAS_IDS:
                 batch, opened = batch_of(frame, index.node, index.log)
-                for place, record in enumerate(decode_records(batch.records, batch.count)):
-                    if record.id:
-                        key = digest(batch.channel, record.id)
-                        ids.add(opened.owner, key, batch.offset + place, batch.stamp)
+                add_ids(ids, batch, opened.owner)
     except (CorruptSegment, OSError, BadRecord):
         return
+
+
+def add_ids(ids: RecentIds, batch: Batch, owner: str) -> None:
+    """Remember the ids of a batch's records, which belong to `owner`.
+
+    Raises:
+        BadRecord: A record can't be decoded.
+    """
+    for place, record in enumerate(decode_records(batch.records, batch.count)):
+        if record.id:
+            key = digest(batch.channel, record.id)
+            ids.add(owner, key, batch.offset + place, batch.stamp)
 
 
 def write_small(files: DiskFiles, path: Path, content: bytes, stamp: float) -> None:
@@ -436,19 +442,16 @@ def fold(frame: Frame, head: Head | None, index: Index, state: State | None) -> 
             has_ids = bool(frame.flags & HAS_IDS)
             index.add(head, len(frame.records), frame.stamp, frame.at, has_ids)
         if state is not None:
-            state.replay(head, frame.stamp, _whole(head.publish), head.counts)
+            state.replay(head, frame.stamp, whole_of(head.publish), head.counts)
     elif state is not None:
         fold_change(frame.kind, frame.head, state)
 
 
 def fold_change(kind: int, head: bytes | memoryview, state: State) -> None:
     """Fold a frame without a batch."""
-    if kind in (CURSOR, EPOCH):
-        change = change_of(kind, head)
-        if isinstance(change, EpochOpened):
-            state.open_epoch(change.epoch, change.first)
-        else:
-            state.put(change.peer, change.place)
+    change = change_of(kind, head)
+    if change is not None:
+        state.change(change)
 
 
 def fold_sealed(
@@ -487,7 +490,7 @@ def fold_sealed(
                 if end is not None and (end.epoch != source.epoch or end.log != source.log):
                     state.follow(end)
                 ends[source.peer] = source
-            state.replay_records(read, stamp, _whole(read.publish), read.counts)
+            state.replay_records(read, stamp, whole_of(read.publish), read.counts)
         else:
             for end in ends.values():
                 state.follow(end)
@@ -500,7 +503,7 @@ def fold_sealed(
         state.follow(end)
 
 
-def _whole(publish: PublishPart | None) -> tuple[int, int] | None:
+def whole_of(publish: PublishPart | None) -> tuple[int, int] | None:
     """Return (first, count) of the publish that a frame is part of."""
     return None if publish is None else (publish.first, publish.count)
 

@@ -450,10 +450,14 @@ class SegmentRoller:
 
     def drop(self, count: int) -> None:
         """Take the oldest segments off, and note that; `free` deletes their files."""
+        self.forget(count)
+        self._note()
+
+    def forget(self, count: int) -> None:
+        """Take the oldest segments off; a snapshot may need their files."""
         gone = self._segment_set.drop(count)
         self.held += gone
         self.held_bytes += sum(index.size for index in gone)
-        self._note()
 
     def free(self, needed: int, deleted: Callable[[], None]) -> int:
         """Delete the files of dropped segments before number `needed`, in the background.

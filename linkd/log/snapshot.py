@@ -475,6 +475,10 @@ class Snapshots:
         self._thread: threading.Thread | None = None
         self._paused = 0.0
 
+    def set_bases(self, bases: Sequence[Base]) -> None:
+        """Go on from snapshots that another instance made."""
+        self.bases, self.size = list(bases), _bytes_of(bases)
+
     @property
     def behind(self) -> int:
         """How many segments this run has begun since the newest snapshot."""

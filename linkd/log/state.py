@@ -222,6 +222,40 @@ Its id, and the end in each epoch, oldest first, at most 64.
 """
 
 
+class CursorSet(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A peer's cursor to replace, or with None to forget."""
+
+    peer: str
+    place: PeerPosition | None
+
+
+class EpochOpened(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A new epoch, from `first` on; `shared`: several instances may write in it."""
+
+    epoch: str
+    first: int
+    shared: bool = False
+
+
+class PeerHeld(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An instance has a peer's connection: only it stores what comes from there, until another has.
+
+    Args:
+        peer: The peer.
+        holder: The instance's run.
+        boot: The generation of the connection, as the dialer chose it: its boot,
+        counter: and its number in that.
+    """
+
+    peer: str
+    holder: str
+    boot: str
+    counter: int
+
+
+Change = CursorSet | EpochOpened | PeerHeld
+
+
 def follows(place: PeerPosition | None, source: SourcePosition) -> bool:
     """Return whether a step begins at its peer's cursor.
 
@@ -261,7 +295,8 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
     A snapshot file holds slices of about `SLICE_ITEMS` small entries, so that neither writing nor
     reading one holds the interpreter for long. The union of all slices is the state. `highs` is
-    what older versions knew of origins.
+    what older versions knew of origins. `lasts` has the last offset of each own channel in an epoch
+    that several instances share, `forgets` that some are missing; None in other epochs.
     """
 
     log: str = ""
@@ -273,6 +308,8 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     consumers: tuple[tuple[str, str, int, tuple[str, ...], float], ...] = ()
     origins: OriginsSnapshot = OriginsSnapshot()
     highs: tuple[tuple[str, str, OriginHigh], ...] = ()
+    lasts: tuple[tuple[str, int, float], ...] | None = None
+    forgets: bool = False
 
 
 class _Snapshot1(msgspec.Struct, array_like=True, frozen=True):
@@ -325,6 +362,8 @@ class State:
         undo: Changes since the caller last put a fresh list here; none are kept before.
         cursors: The log id and the epochs of each peer's cursor, frames under way counted.
         origins: The records of other logs that are here.
+        holders: Which instance has a peer's connection, as far as seen by this run.
+        is_shared: Several instances may write in the newest epoch.
         producers: Which numbers of each producer are stored.
     """
 
@@ -333,6 +372,8 @@ class State:
         "_has_forgotten",
         "_lasts",
         "cursors",
+        "holders",
+        "is_shared",
         "log",
         "next",
         "origins",
@@ -349,6 +390,8 @@ class State:
         self.cursors: dict[str, PeerPosition] = {}
         self._lasts: dict[str, tuple[int, float]] = {}
         self._has_forgotten = False  # some of `_lasts`, in this epoch
+        self.holders: dict[str, PeerHeld] = {}
+        self.is_shared = False
         self.producers = Producers()
 
     # epochs
@@ -357,6 +400,17 @@ class State:
     def epoch(self) -> str:
         """The newest epoch; empty before the first."""
         return self._epochs[-1].epoch if self._epochs else ""
+
+    def change(self, change: Change) -> None:
+        """Apply a change without records."""
+        if isinstance(change, CursorSet):
+            self.put(change.peer, change.place)
+        elif isinstance(change, EpochOpened):
+            self.open_epoch(change.epoch, change.first)
+            self.is_shared = change.shared
+        else:
+            self.undo.append((self.holders, change.peer, self.holders.get(change.peer, ABSENT)))
+            self.holders[change.peer] = change
 
     def open_epoch(self, epoch: str, first: int) -> None:
         """Begin `epoch` at offset `first`; if it is the newest already, move its beginning."""
@@ -375,6 +429,14 @@ class State:
         """
         starts = [start.first for start in self._epochs]
         return next((i for i in range(len(starts) - 1) if starts[i] == starts[i + 1]), 0)
+
+    def saved_epochs(self) -> tuple[Any, ...]:
+        """Return what `open_epoch` changes, to be restored."""
+        return list(self._epochs), self._lasts, self._has_forgotten, self.is_shared
+
+    def restore_epochs(self, saved: tuple[Any, ...]) -> None:
+        """Undo `open_epoch`."""
+        self._epochs, self._lasts, self._has_forgotten, self.is_shared = saved
 
     def epochs(self) -> tuple[EpochStart, ...]:
         """Return the newest epochs, oldest first."""
@@ -491,7 +553,10 @@ class State:
             origin = batch.origin
             if count and origin is not None and origin.log != self.log:
                 self.origins.admit(origin, batch.channel, count, stamp, self.undo)
-        elif batch.producer is not None:
+            return
+        if self.is_shared and count:
+            self.follow_on(batch.channel, batch.offset + count - 1, stamp)
+        if batch.producer is not None:
             first, count = whole or (batch.offset, count)
             self.producers.note(batch.producer, first, counts or (count,), stamp, self.undo)
 
@@ -504,6 +569,10 @@ class State:
             yield Snapshot(origins=origins)
         for known in in_parts(self.producers.known.items(), _SLICE_PRODUCERS):
             yield Snapshot(producers=tuple([(*key, one) for key, one in known]))
+        if self.is_shared:
+            yield Snapshot(lasts=(), forgets=self._has_forgotten)
+            for lasts in in_parts(self._lasts.items()):
+                yield Snapshot(lasts=tuple([(channel, *last) for channel, last in lasts]))
 
     def add(self, part: Snapshot) -> None:
         """Add a slice."""
@@ -515,10 +584,15 @@ class State:
             self.origins.adopt_highest(origin, high.epoch, high.high, high.older)
         for owner, name, known in part.producers:
             self.producers.add(owner, name, known)
+        if part.lasts is not None:
+            self.is_shared = True
+            self._has_forgotten = self._has_forgotten or part.forgets
+            self._lasts.update((channel, (last, stamp)) for channel, last, stamp in part.lasts)
 
     def tables(self) -> Iterator[dict[Any, Any]]:
         """Yield the tables that may be large, inner ones first."""
         yield self.cursors
+        yield self._lasts
         yield self.producers.known
         yield from self.origins.tables()
 

@@ -69,6 +69,7 @@ class WriteJob(msgspec.Struct, frozen=True):
         at: Where its frames begin in the file.
         creates: The file to begin with it; None goes on in the last one.
         begins: The segment that begins with it.
+        continues: The file to go on with, where another instance has written since; or None.
         pause: Seconds that the writer waits behind it, to slow down who fills the log.
     """
 
@@ -79,6 +80,7 @@ class WriteJob(msgspec.Struct, frozen=True):
     at: int
     creates: Path | None = None
     begins: Index | None = None
+    continues: Path | None = None
     pause: float = 0.0
 
 

@@ -11,9 +11,8 @@ from linkd.errors import Gap, LinkdError
 from linkd.log.base import Log, new_token
 from linkd.log.commit import CommitGroup, ignore
 from linkd.log.disk_log import refusal
-from linkd.log.frame import EpochOpened
 from linkd.log.segment_set import TailCache
-from linkd.log.state import RecentIds, State
+from linkd.log.state import EpochOpened, RecentIds, State
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
 
 

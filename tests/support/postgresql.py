@@ -229,23 +229,53 @@ class PostgresqlBench(SegmentBench):
         SegmentBench.__init__(bench, Path(), node, **more)
         return bench
 
-    def open(self, node: str = "edge") -> Any:
-        """Open it, and wait for its epoch."""
+    def make_log(self, node: str, edges: Environment) -> Any:
+        """Open the log."""
         from linkd.log.postgresql.log import PostgresqlLog
 
-        self.log: Any = PostgresqlLog(
-            node,
-            self.settings,
-            self.turns.post,
-            Environment(
-                DiskFiles(),
-                Random(),
-                lambda: self.now[0],
-                lambda: self.wall[0],
-                self.call_at_iteration_end,
-                synchronised=lambda: self.synchronised,
-                boot=self.boot,
-            ),
+        return PostgresqlLog(node, self.settings, self.turns.post, edges)
+
+    def open(self, node: str = "edge") -> Any:
+        """Open it, and wait for its epoch."""
+        edges = Environment(
+            DiskFiles(),
+            Random(),
+            lambda: self.now[0],
+            lambda: self.wall[0],
+            self.call_at_iteration_end,
+            synchronised=lambda: self.synchronised,
+            boot=self.boot,
         )
+        self.log: Any = self.make_log(node, edges)
         self.turns.until(lambda: not self.log._under_way or self.log.full)
         return self.log
+
+
+class _Held(dict[str, Any]):
+    """All peers are held by one run."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__()
+        self._run_id = run_id
+
+    def get(self, peer: str, default: Any = None) -> Any:
+        from linkd.log.state import PeerHeld
+
+        return super().get(peer) or PeerHeld(peer, self._run_id, "", 0)
+
+
+class SharedBench(PostgresqlBench):
+    """A log that several instances could write, with one of them on the bench."""
+
+    instance = "a"
+
+    def make_log(self, node: str, edges: Environment) -> Any:
+        """Open the log, with all peers held here."""
+        from linkd.config.settings import ClusterSettings
+        from linkd.log.postgresql.shared_log import SharedLog
+
+        cluster = ClusterSettings(instance=self.instance)
+        log = SharedLog(node, self.settings, cluster, self.turns.post, edges)
+        log.state.holders = _Held(log.database.run_id)
+        self.turns.until(lambda: log.epoch == log.state.epoch != "" and not log.database.opens)
+        return log

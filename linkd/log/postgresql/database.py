@@ -27,6 +27,9 @@ LOCK = 0x6C696E6B64  # `linkd` in ASCII: the advisory lock of the one daemon tha
 LOCK_SECONDS = 5.0
 """A start waits so long for the session of a daemon that was killed to end."""
 
+FENCED = "LK001"
+"""The code of the schema's functions for a daemon that is not the log's holder any more."""
+
 RETRY_SECONDS = 0.25
 PING_SECONDS = 1.0
 HEALTH_SECONDS = 60.0
@@ -278,17 +281,7 @@ class Database:
             check_standby(self._main, Health(self._main))
             self._check_schema()
             self._lock()
-            row = self._main.execute(
-                "update linkd.log set fence = fence + 1, hub = %s, node = %s"
-                " returning fence, commits",
-                (socket.gethostname(), self._node),
-            ).fetchone()
-            self._main.execute(
-                "select pg_terminate_backend(pid, 2000) from pg_stat_activity"
-                " where application_name = %s and datname = current_database()"
-                " and usename = current_user and pid <> pg_backend_pid()",
-                (APPLICATION,),
-            )
+            self._take()
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
             self.close()
             raise LogDamaged(f"{text_of(error)}: run `linkd log init` first") from None
@@ -298,7 +291,28 @@ class Database:
         except BaseException:
             self.close()
             raise
-        self.fence, self._commits = row
+
+    def _take(self) -> None:
+        """Fence off an older holder, and end what is left of its sessions."""
+        self.fence, self._commits = self._fence_off(self._main)
+        self._end_leftovers(APPLICATION)
+
+    def _fence_off(self, connection: Any) -> tuple[int, int]:
+        """Count the holders up; return their number, and that of the commits."""
+        fence, commits = connection.execute(
+            "update linkd.log set fence = fence + 1, hub = %s, node = %s returning fence, commits",
+            (socket.gethostname(), self._node),
+        ).fetchone()
+        return fence, commits
+
+    def _end_leftovers(self, application: str) -> None:
+        """End the sessions of an earlier run, which may still hold locks."""
+        self._main.execute(
+            "select pg_terminate_backend(pid, 2000) from pg_stat_activity"
+            " where application_name = %s and datname = current_database()"
+            " and usename = current_user and pid <> pg_backend_pid()",
+            (application,),
+        )
 
     def _check_schema(self) -> None:
         version, needs, node = self._main.execute(
@@ -526,6 +540,8 @@ def is_refusal(error: BaseException) -> bool:
 def refused(error: BaseException) -> OSError:
     """Return the error of a disk for one of the database."""
     number = errno.ENOSPC if isinstance(error, psycopg.errors.DiskFull) else errno.EIO
+    if getattr(error, "sqlstate", None) == FENCED:
+        number = errno.EPERM
     return OSError(number, text_of(error))
 
 

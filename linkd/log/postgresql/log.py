@@ -8,7 +8,7 @@ from typing import cast
 
 import msgspec
 
-from linkd.config.settings import LogSettings
+from linkd.config.settings import LogSettings, PostgresqlSettings
 from linkd.errors import LinkdError, LogLost, LogUnavailable
 from linkd.log.commit import CommitGroup, PendingItem, Post, ignore
 from linkd.log.disk_log import DiskLog
@@ -44,9 +44,9 @@ class PostgresqlLog(DiskLog):
         self, node: str, settings: LogSettings, post: Post, edges: Environment | None = None
     ) -> None:
         assert settings.postgresql is not None
-        self.database = Database(settings.postgresql, node)
+        self._is_lost = False
         self._engine_timeout = settings.postgresql.engine_timeout
-        files = PostgresqlFiles(self.database)
+        files = self._make_files(settings.postgresql, node)
         edges = msgspec.structs.replace(edges or Environment(), files=files)
         # A StoredPath has all that the log uses of a Path.
         super().__init__(cast(Path, files.root), node, settings, post, edges)
@@ -55,8 +55,15 @@ class PostgresqlLog(DiskLog):
         self.notices = [*self.notices, *warnings]
         self.database.lost = lambda error: post(lambda: self._lost(error))
 
+    def _make_files(self, settings: PostgresqlSettings, node: str) -> PostgresqlFiles:
+        """Return the files, whose database is not connected yet."""
+        self.database = Database(settings, node)
+        return PostgresqlFiles(self.database)
+
     def look(self) -> None:
         """Report new warnings about the server; answer the publishers that wait for too long."""
+        if self._is_lost:
+            return
         warnings = dict(self.database.warnings)
         for event in warnings.keys() - self._warned:
             self._report_engine("warn", event, warnings[event])
@@ -120,6 +127,7 @@ class PostgresqlLog(DiskLog):
 
     def _lost(self, error: LogLost) -> None:
         """Report that the log is not this daemon's any more; the writer's thread ends by itself."""
+        self._is_lost = True
         detail = str(error)
         if error.event == "log.went-back":
             detail += f"; the last offset that was acknowledged here is {self.next - 1}"

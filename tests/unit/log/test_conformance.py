@@ -35,14 +35,20 @@ from tests.support.logs import (
     received,
     store,
 )
-from tests.support.postgresql import PostgresqlBench, needs_postgresql
+from tests.support.postgresql import PostgresqlBench, SharedBench, needs_postgresql
 
 
 @pytest.fixture(
-    params=[MemoryBench, SegmentBench, pytest.param("postgresql", marks=needs_postgresql)]
+    params=[
+        MemoryBench,
+        SegmentBench,
+        pytest.param("postgresql", marks=needs_postgresql),
+        pytest.param("shared", marks=needs_postgresql),
+    ]
 )
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    kind = PostgresqlBench if request.param == "postgresql" else request.param
+    named = {"postgresql": PostgresqlBench, "shared": SharedBench}
+    kind = named.get(request.param, request.param)
     one = kind(tmp_path / "log")
     yield one
     one.close()

@@ -11,8 +11,8 @@ import pytest
 
 from linkd.config import PeerSettings
 from linkd.log.commit import ignore
-from linkd.log.frame import EpochOpened
 from linkd.log.repair import OFFSET_SKIP
+from linkd.log.state import EpochOpened
 from linkd.node import Node, dispatcher
 from linkd.node.dispatcher import WINDOW, VolatileSequence, as_batch
 from linkd.protocol.peer import BatchMessage, Volatile, decode

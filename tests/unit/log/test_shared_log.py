@@ -1,0 +1,516 @@
+"""A log in PostgreSQL that several instances write: turns, takeovers, epochs, the keeper."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from linkd.config import LogSettings
+from linkd.config.settings import ClusterSettings
+from linkd.errors import LogDamaged, LogLost, OutOfStep, PeerMoved, Unavailable
+from linkd.log import open_log
+from linkd.log.files import DiskFiles, Environment
+from linkd.log.interface import Appended
+from linkd.log.state import EpochOpened
+from linkd.protocol.peer import Cursor, EpochEnd
+from linkd.protocol.records import Batch, NewRecords
+from tests.support.logs import bodies, draft, everything, numbered, received
+from tests.support.postgresql import Server, needs_postgresql, server, settings
+from tests.support.turns import Turns
+
+pytestmark = needs_postgresql
+
+Made = Callable[..., "Instance"]
+
+
+class Instance:
+    """One of the instances of the node `hub`."""
+
+    def __init__(self, where: Server, database: str, name: str, **more: Any) -> None:
+        from linkd.log.postgresql.shared_log import SharedLog
+
+        self.turns = Turns()
+        found = settings(where.dsn(database), **more.pop("postgresql", {}))
+        self.settings = LogSettings(engine="postgresql", postgresql=found, **more)
+        cluster = ClusterSettings(instance=name)
+        edges = Environment(DiskFiles(), Random())
+        self.log = SharedLog("hub", self.settings, cluster, self.turns.post, edges)
+        self.others: list[Instance] = []
+        self.taken: list[str] = []
+        self.epochs: list[str] = []
+        self.trims: list[int] = []
+        self.log.on_taken.append(self.taken.append)
+        self.log.on_epoch.append(lambda: self.epochs.append(self.log.epoch))
+        self.log.on_trim.append(self.trims.append)
+
+    def until(self, true: Callable[[], object], seconds: float = 15.0) -> None:
+        """Let all instances take turns until `true()`."""
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline
+            for one in self.others:
+                one.turns.now()
+            time.sleep(0.0005)
+
+    def append(self, *drafts: NewRecords) -> list[Any]:
+        """Append drafts; return what became of them."""
+        got: list[Any] = []
+        for one in drafts:
+            self.log.append(one, got.append)
+        self.until(lambda: len(got) == len(drafts))
+        return got
+
+    def store(self, *batches: Batch) -> list[Any]:
+        """Store batches; return what became of them."""
+        got: list[Any] = []
+        for one in batches:
+            self.log.store(one, got.append)
+        self.until(lambda: len(got) == len(batches))
+        return got
+
+    def hold(self, peer: str, counter: int, boot: str = "boot") -> Any:
+        """Take a peer over; return what became of it."""
+        got: list[Any] = []
+        self.log.hold(peer, boot, counter, got.append)
+        self.until(lambda: got)
+        return got[0]
+
+    def bodies(self) -> list[bytes]:
+        """Return the bodies of all records, read from the database where memory lacks them."""
+        return bodies(everything(self))
+
+    def close(self) -> None:
+        """Close it."""
+        done: list[bool] = []
+        self.log.close(lambda: done.append(True))
+        self.until(lambda: done)
+        self.others.remove(self)
+
+    def vanish(self) -> None:
+        """Let it end as by kill -9: its connections close, nothing else happens."""
+        self.log._follower._ends = True
+        self.log._writer.queue.put(None)
+        self.log._writer._thread.join()
+        self.log.database.close()
+        self.others.remove(self)
+
+
+def instances(where: Server, database: str) -> Iterator[Made]:
+    from linkd.log.postgresql.schema import create
+
+    where.database(database)
+    with where.connect(database) as connection:
+        create(connection, "linkd")
+    made: list[Instance] = []
+
+    def make(name: str, **more: Any) -> Instance:
+        one = Instance(where, database, name, **more)
+        made.append(one)
+        one.others = made
+        one.until(lambda: one.log.epoch and not one.log.database.opens)
+        one.turns.now()
+        one.epochs.clear()
+        return one
+
+    yield make
+    for one in tuple(made):
+        one.close()
+
+
+@pytest.fixture
+def make() -> Iterator[Made]:
+    """Opens instances on one database."""
+    yield from instances(server(), "shared")
+
+
+@pytest.fixture(scope="module")
+def crashing() -> Iterator[Server]:
+    """A server that a test may kill."""
+    one = Server()
+    yield one
+    one.remove()
+
+
+@pytest.fixture
+def fragile(crashing: Server) -> Iterator[Made]:
+    """Opens instances on a server that may crash."""
+    yield from instances(crashing, "fragile")
+
+
+def ask(statement: str, database: str = "shared", where: Server | None = None) -> Any:
+    """Run a statement as the tables' owner; return its first row."""
+    with (where or server()).connect(database) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+
+
+def same(*all_of: Instance) -> None:
+    """Wait until all have the same end, and check that all have the same state."""
+    first = all_of[0]
+    first.until(lambda: len({one.log.next for one in all_of}) == 1)
+    assert len({one.log.epoch for one in all_of}) == 1
+    for other in all_of[1:]:
+        assert other.log.state.cursors == first.log.state.cursors
+        assert other.log.state.epochs() == first.log.state.epochs()
+        assert other.log.state._lasts == first.log.state._lasts
+        assert other.bodies() == first.bodies()
+
+
+def test_what_one_instance_commits_the_others_have_soon(make: Made) -> None:
+    a, b = make("a"), make("b")
+    assert a.log.epoch == b.log.epoch
+    assert a.append(draft(b"1")) == [Appended(1, 1)]
+    ends: list[int] = []
+    b.log.on_commit.append(ends.append)
+    b.until(lambda: ends)
+    assert ends == [2]
+    assert b.append(draft(b"2"), draft(b"3")) == [Appended(2, 1), Appended(3, 1)]
+    assert a.append(draft(b"4")) == [Appended(4, 1)]
+    same(a, b)
+    assert a.bodies() == [b"1", b"2", b"3", b"4"]
+
+
+def test_instances_that_write_at_once_lose_and_double_nothing(make: Made) -> None:
+    made = [make(name) for name in "abc"]
+    got: list[Any] = []
+    for number in range(150):
+        for index, one in enumerate(made):
+            name = f"{index}-{number}"
+            more: dict[str, Any] = {"producer": numbered(f"p{index}", number + 1)}
+            if number % 3 == 0:
+                more = {"ids": (name,)}
+            one.log.append(draft(name.encode(), channel=f"c{number % 2}", **more), got.append)
+            one.turns.now()
+        if number % 20 == 0:
+            time.sleep(0.01)
+    made[0].until(lambda: len(got) == 450)
+    assert all(isinstance(one, Appended) and one.count == 1 for one in got)
+    assert len({one.offset for one in got}) == 450
+    same(*made)
+    found = made[0].bodies()
+    for index in range(3):
+        own = [body for body in found if body.startswith(b"%d-" % index)]
+        assert own == [b"%d-%d" % (index, number) for number in range(150)]
+    late = make("d")
+    same(late, *made)
+
+
+def test_a_repeat_at_another_instance_is_answered_with_the_first_offset(make: Made) -> None:
+    a, b = make("a"), make("b")
+    a.append(draft(b"x", ids=("x",)), draft(b"y", producer=numbered("p", 1)))
+    assert b.append(draft(b"x", ids=("x",)), draft(b"y", producer=numbered("p", 1))) == [
+        Appended(1, 0, True),
+        Appended(2, 0, True),
+    ]
+    c = make("c")
+    assert c.append(draft(b"x", ids=("x",))) == [Appended(1, 0, True)]
+    same(a, b, c)
+
+
+def test_each_record_names_the_one_before_it_on_its_channel_whoever_wrote_it(make: Made) -> None:
+    a, b = make("a", segment_bytes=1 << 20), make("b", segment_bytes=1 << 20)
+    for number in range(6):
+        a.append(draft(bytes(400_000), channel=f"big{number % 2}"))
+        b.append(draft(b"y", channel="small"))
+    c = make("c", segment_bytes=1 << 20)
+    same(a, b, c)
+    for _ in range(8):  # so many segments that the keeper makes a snapshot
+        c.append(draft(bytes(900_000), channel="big0"))
+    d = make("d")
+    last: dict[str, int] = {}
+    d.append(draft(b"z", channel="small"), draft(b"z", channel="new"))
+    for batch in everything(d):
+        assert batch.origin.after == last.get(batch.channel, 0)
+        last[batch.channel] = batch.next - 1
+
+
+def test_a_peer_is_held_by_one_instance_at_a_time(make: Made) -> None:
+    a, b = make("a"), make("b")
+    assert isinstance(a.store(received(1, 2, b"1", peer="edge"))[0], OutOfStep)
+    assert isinstance(a.hold("edge", 1), Appended)
+    assert a.store(received(1, 2, b"1", peer="edge")) == [Appended(1, 1)]
+    assert isinstance(b.hold("edge", 2), Appended)
+    assert b.log.cursor("edge") == Cursor("hublog", (EpochEnd("e1", 2),), 2)
+    a.until(lambda: a.taken)
+    assert a.taken == ["edge"]
+    (late,) = a.store(received(2, 3, b"late", peer="edge"))
+    assert isinstance(late, OutOfStep)
+    assert "expected one from 2" in str(late)
+    assert b.store(received(2, 3, b"2", peer="edge")) == [Appended(2, 1)]
+    assert isinstance(a.hold("edge", 1), PeerMoved)
+    assert isinstance(a.hold("edge", 1, "another boot"), Appended)
+    assert a.log.cursor("edge") == Cursor("hublog", (EpochEnd("e1", 3),), 3)
+    b.until(lambda: b.taken)
+    same(a, b)
+    assert b.bodies() == [b"1", b"2"]
+
+
+def test_what_waits_of_a_peer_that_was_taken_is_dropped(make: Made) -> None:
+    a, b = make("a"), make("b")
+    a.hold("edge", 1)
+    a.store(received(1, 2, b"1", peer="edge"))
+    a.others.remove(a)  # it does not get a turn
+    b.hold("edge", 2)
+    b.append(draft(b"other"))
+    assert b.store(received(2, 3, b"2", peer="edge")) == [Appended(3, 1)]
+    a.others.append(a)
+    got: list[Any] = []
+    a.log.store(received(2, 3, b"zombie", peer="edge"), got.append)
+    a.log.append(draft(b"own"), got.append)
+    a.until(lambda: got)
+    assert got == [Appended(4, 1)]
+    assert a.log.held() == 0
+    assert a.taken == ["edge"]
+    same(a, b)
+    assert a.bodies() == [b"1", b"other", b"2", b"own"]
+
+
+def test_edges_that_move_about_lose_and_double_nothing(make: Made) -> None:
+    made = [make(name) for name in "abc"]
+    rng = random.Random(7)
+    edges = {f"edge{number}": 1 for number in range(6)}
+    counters = dict.fromkeys(edges, 0)
+    for _ in range(150):
+        one = rng.choice(made)
+        edge = rng.choice(list(edges))
+        counters[edge] += 1
+        assert isinstance(one.hold(edge, counters[edge]), Appended)
+        cursor = one.log.cursor(edge)
+        at = 1 if cursor is None else cursor.next
+        assert at == edges[edge]
+        batches = [
+            received(at + n, at + n + 1, f"{edge} {at + n}".encode(), peer=edge, log=f"log-{edge}")
+            for n in range(rng.randrange(1, 4))
+        ]
+        assert all(isinstance(out, Appended) and out.count == 1 for out in one.store(*batches))
+        edges[edge] = at + len(batches)
+        zombie = rng.choice([other for other in made if other is not one])
+        zombie.log.store(batches[0], lambda _: None)
+        if rng.random() < 0.1:
+            made.remove(zombie)
+            zombie.vanish()
+            made.append(make(zombie.log.database.instance))
+    same(*made)
+    found = made[0].bodies()
+    for edge, end in edges.items():
+        own = [body for body in found if body.startswith(f"{edge} ".encode())]
+        assert own == [f"{edge} {at}".encode() for at in range(1, end)]
+
+
+def test_a_cursor_that_one_instance_sets_counts_at_all(make: Made) -> None:
+    a, b = make("a"), make("b")
+    done: list[Any] = []
+    a.log.set_cursor("edge", Cursor("log", (EpochEnd("e", 7),), 7), done.append)
+    a.until(lambda: done)
+    b.until(lambda: b.log.cursor("edge"))
+    assert b.log.cursor("edge") == Cursor("log", (EpochEnd("e", 7),), 7)
+
+
+def test_a_start_of_the_server_opens_one_epoch_for_all(fragile: Made, crashing: Server) -> None:
+    made = [fragile(name) for name in "abc"]
+    before = made[0].log.epoch
+    made[0].append(draft(b"1"))
+    for round_ in range(2):
+        crashing.kill()
+        got: list[Any] = []
+        for one in made:
+            one.log.append(draft(b"x"), got.append)
+        crashing.start()
+        deadline = time.monotonic() + 20
+        while not all(len(one.epochs) == round_ + 1 for one in made):
+            assert time.monotonic() < deadline
+            for one in made:
+                one.turns.now()
+                one.log.look()
+            time.sleep(0.02)
+        made[0].until(lambda got=got: len(got) == 3)
+        assert all(isinstance(one, Appended) for one in got)
+        same(*made)
+    assert made[0].log.epoch != before
+    assert len(made[0].log.state.epochs()) == 3
+    assert made[0].bodies() == [b"1"] + [b"x"] * 6
+
+
+def test_a_database_that_went_back_ends_all_that_knew_more(
+    fragile: Made, crashing: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda what: died.append(what.exc_value))
+    a, b = fragile("a"), fragile("b")
+    told: list[Any] = []
+    a.append(draft(b"1"))
+    same(a, b)
+    b.others.remove(b)  # it knows of no more
+    b.log._follower._ends = True
+    b.log._follower.wake()
+    a.append(draft(b"2"), draft(b"3"))
+    for one in (a, b):
+        one.log.on_notice.append(told.append)
+    (number,) = ask("select id from linkd.file where name like '%.log'", "fragile", crashing)
+    with crashing.connect("fragile") as connection:
+        (at,) = connection.execute(f"select max(at) from linkd.piece_{number}").fetchone()
+        connection.execute(f"delete from linkd.piece_{number} where at = {at}")
+        connection.execute("update linkd.log set commits = commits - 1")
+    crashing.kill()
+    crashing.start()
+    a.until(lambda: a.log.look() or a.log.unavailable)
+    assert "went back" in str(a.log.unavailable)
+    assert "the last offset that was acknowledged here is 3" in str(a.log.unavailable)
+    assert any(isinstance(error, LogLost) for error in died)
+    a.vanish()
+    b.others.append(b)
+    assert isinstance(b.append(draft(b"new"))[0], Appended)
+    assert b.epochs
+    assert b.bodies() == [b"1", b"2", b"new"]
+
+
+def test_the_keeper_deletes_and_the_others_follow(make: Made) -> None:
+    more: dict[str, Any] = {"segment_bytes": 1 << 20, "max_bytes": 64 << 20}
+    a, b = make("a", **more), make("b", **more)
+    a.until(lambda: a.log.is_keeper != b.log.is_keeper)
+    keeper, other = (a, b) if a.log.is_keeper else (b, a)
+    for _ in range(12):
+        other.append(draft(bytes(700_000)))
+    keeper.until(lambda: len(keeper.log._snapshots.bases) == 2)
+    assert other.log.trim(10) == 8
+    other.until(lambda: other.log.first == keeper.log.first == 9)
+    assert (other.trims, keeper.trims) == ([9], [9])
+    same(a, b)
+    keeper.vanish()
+    other.until(lambda: other.log.is_keeper and len(other.log._snapshots.bases) == 2)
+    for _ in range(8):
+        other.append(draft(bytes(700_000)))
+    other.log.trim(18)
+    other.until(lambda: other.log.first >= 15)
+    again = make(keeper.log.database.instance, **more)
+    same(again, other)
+    assert again.log.first == other.log.first
+
+
+def test_an_instance_starts_while_others_write(make: Made) -> None:
+    a = make("a")
+    got: list[Any] = []
+    ends = threading.Event()
+    numbers = iter(range(10**6))
+
+    def write() -> None:
+        while not ends.is_set():
+            if len(a.log._waiting) < 10:
+                a.log.append(draft(b"%d" % next(numbers)), got.append)
+            a.turns.now()
+            time.sleep(0.0005)
+
+    writer = threading.Thread(target=write)
+    a.others.remove(a)
+    writer.start()
+    try:
+        late = [make(name) for name in "bcd"]
+        late[0].until(lambda: late[-1].log.next > 50)
+    finally:
+        ends.set()
+        writer.join()
+    a.others.append(a)
+    same(a, *late)
+    assert a.bodies() == [b"%d" % number for number in range(a.log.next - 1)]
+
+
+def test_two_instances_of_one_name_and_a_daemon_alone_are_refused(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkd.log.postgresql.database.LOCK_SECONDS", 0.3)
+    monkeypatch.setattr("linkd.log.postgresql.shared_database.LOCK_SECONDS", 0.3)
+    a = make("a")
+    with pytest.raises(LogDamaged, match="another linkd runs as the instance a"):
+        make("a")
+    with pytest.raises(LogDamaged, match="in use by another linkd"):
+        open_log(a.settings, None, "hub", Turns().post)  # type: ignore[arg-type]
+    a.close()
+    turns = Turns()
+    alone = open_log(a.settings, None, "hub", turns.post)  # type: ignore[arg-type]
+    with pytest.raises(LogDamaged, match="for itself alone"):
+        make("a")
+    done: list[bool] = []
+    alone.close(lambda: done.append(True))
+    turns.until(lambda: done)
+    made = open_log(
+        a.settings,
+        None,
+        "hub",
+        turns.post,
+        cluster=ClusterSettings(instance="b"),  # type: ignore[arg-type]
+    )
+    made.close(lambda: done.append(True))
+    turns.until(lambda: len(done) == 2)
+
+
+def test_a_frozen_instance_loses_its_turn(make: Made) -> None:
+    a, b = make("a"), make("b")
+    a.append(draft(b"1"))
+    database = a.log.database
+    database._main.execute("begin")
+    database._main.execute("select from linkd.log for update")
+    database._has_turn = True
+    assert b.append(draft(b"2"))[0].count == 1
+    got = a.append(draft(b"3"))
+    assert got[0].count == 1
+    same(a, b)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_unknown_outcome_is_found_out_among_others_commits(make: Made, is_there: bool) -> None:
+    a, b = make("a"), make("b")
+    a.append(draft(b"1"))
+    same(a, b)
+    connection = a.log.database._main
+    execute = connection.execute
+
+    def broken(statement: Any, values: Any = None, **more: Any) -> Any:
+        """Let the connection break behind a commit or before it; another commits meanwhile."""
+        if values is None or len(values) < 7:
+            return execute(statement, values, **more)
+        if is_there:
+            execute(statement, values, **more)
+        connection.close()
+        return execute("select 1")
+
+    connection.execute = broken
+    got: list[Any] = []
+    a.log.append(draft(b"2", producer=numbered("p", 1)), got.append)
+    if not is_there:
+        b.append(draft(b"between"))
+    a.until(lambda: got)
+    assert got[0].count == 1
+    b.append(draft(b"3"))
+    same(a, b)
+    assert a.bodies().count(b"2") == 1
+
+
+def test_a_server_that_cannot_be_reached_refuses_a_start(make: Made) -> None:
+    a = make("a")
+    wrong = LogSettings(engine="postgresql", postgresql=settings(server().dsn("shared", "nobody")))
+    with pytest.raises(Unavailable, match="does not exist"):
+        open_log(wrong, None, "hub", Turns().post, cluster=ClusterSettings(instance="x"))  # type: ignore[arg-type]
+    assert a.append(draft(b"1")) == [Appended(1, 1)]
+
+
+def test_an_epoch_that_another_instance_opened_first_takes_ours_back(make: Made) -> None:
+    a, b = make("a"), make("b")
+    same(a, b)
+    for one in (a, b):
+        one.log.database.opened = "an older start"
+    ask("update linkd.log set incarnation = 'an older start'")
+    got: list[Any] = []
+    for one in (a, b):
+        one.log.append(draft(b"x", channel="c"), got.append)
+        one.log.look()
+    a.until(lambda: len(got) == 2 and a.epochs and b.epochs)
+    same(a, b)
+    assert len(a.log.state.epochs()) == 2
+    assert [batch.origin.after for batch in everything(a)] == [0, 1]
+    assert EpochOpened("e", 1, True) != EpochOpened("e", 1)
