@@ -18,12 +18,19 @@ ROOT = Path(__file__).resolve().parents[1]
 VERSION: str = runpy.run_path(str(ROOT / "linkd" / "version.py"))["VERSION"]
 CLIENT = ("client", "errors.py", "protocol", "py.typed", "status.py", "version.py")
 CLIENT_NEEDS = ("msgspec", "websockets")
+DAEMON_EXTRAS = ("postgresql", "cluster")
+
+
+def checkout() -> configparser.RawConfigParser:
+    """Return setup.cfg."""
+    parser = configparser.RawConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
 
 
 def settings() -> configparser.RawConfigParser:
     """Return the settings of both: setup.cfg without the extras and tools of a checkout."""
-    parser = configparser.RawConfigParser()
-    parser.read(ROOT / "setup.cfg")
+    parser = checkout()
     for section in parser.sections():
         if section != "metadata" and not section.startswith("options"):
             parser.remove_section(section)
@@ -36,6 +43,8 @@ def daemon() -> configparser.RawConfigParser:
     """Return the settings of linkd-daemon."""
     parser = settings()
     parser["options"]["install_requires"] += f"\nlinkd-client=={VERSION}"
+    extras = checkout()["options.extras_require"]
+    parser["options.extras_require"] = {name: extras[name] for name in DAEMON_EXTRAS}
     parser.remove_option("options.package_data", "linkd")
     return parser
 

@@ -66,7 +66,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(ROOT / "packaging" / "build", "--to", built, "wheels")
     run(
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-        "--dest", built, "--find-links", built, "linkd-daemon",
+        "--dest", built, "--find-links", built, "linkd-daemon[cluster]",
     )  # fmt: skip
     return built
 
@@ -112,6 +112,14 @@ def test_the_client_alone_brings_three_distributions_and_talks_to_a_daemon(
         assert empty.does(PROGRAM, daemon.socket) == ["{'total': 12}"]
     times = sorted(float(empty.does(IMPORTS)[0]) for _ in range(5))
     figures.tell(f"linkd-client alone: import takes {times[2]:.0f} ms of CPU, median of 5")
+
+
+def test_the_daemon_brings_what_several_hubs_need_where_asked(empty: Environment) -> None:
+    empty.install("linkd-daemon")
+    assert not {"psycopg", "redis"} & {*empty.does(DISTRIBUTIONS)}
+    empty.install("linkd-daemon[cluster]")
+    assert {"psycopg", "psycopg-binary", "redis"} <= {*empty.does(DISTRIBUTIONS)}
+    assert "linkd.log.postgresql.database" in empty.does(EVERY_MODULE)
 
 
 def test_a_type_checker_reads_the_annotations_of_the_client(

@@ -167,6 +167,15 @@ def test_two_at_once(node: FakeHost) -> None:
     assert node.running() == node.installed() == "2.0"
 
 
+def test_an_upgrade_keeps_what_several_hubs_need(node: FakeHost) -> None:
+    count = "ls -d /opt/linkd/lib/python3*/site-packages/psycopg 2>/dev/null | wc -l"
+    assert node.sh(count).strip() == "0"
+    for version, arguments in (("2.0", ("--cluster",)), ("3.0", ())):
+        assert node.install(Linkd(version), *arguments).returncode == 0
+        assert node.running() == version
+        assert node.sh(count).strip() == "1"
+
+
 def test_a_second_one_is_refused_with_the_first_one_s_process(node: FakeHost) -> None:
     holder = node.popen(
         [

@@ -88,7 +88,8 @@ case "$1 $2" in
     ln -s python3.99 "$3/bin/python" ;;
 "-m pip")
     while [ "$1" != --find-links ]; do shift; done
-    cp "$2/linkd" "$(dirname "$0")/linkd" ;;
+    cp "$2/linkd" "$(dirname "$0")/linkd"
+    [ "$3" = linkd-daemon ] || mkdir -p "$(dirname "$0")/../lib/python3.99/site-packages/psycopg" ;;
 "-c "*version_info*) echo "$0" ;;
 "-c import venv"*) ;;
 "-B "*/packaging/man.py)
