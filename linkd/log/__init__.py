@@ -102,6 +102,11 @@ def open_cursors(
     """
     if hasattr(log, "database"):
         from linkd.log.postgresql.cursors import PostgresqlCursorStore  # noqa: PLC0415
+        from linkd.log.postgresql.shared_cursors import SharedCursorStore  # noqa: PLC0415
+        from linkd.log.postgresql.shared_log import SharedLog  # noqa: PLC0415
+
+        if isinstance(log, SharedLog):
+            return SharedCursorStore(log, post)
 
         return PostgresqlCursorStore(log.database, log.id, post)
     cursors = SqliteCursorStore(Path(state_dir) / "cursors.db", log.id, log.snapshot, post, wall)

@@ -45,10 +45,11 @@ consumers took 45 MB.
 _SLICE_CONSUMERS = 32
 """Their patterns may be long."""
 
-_PEER, _CONSUMER, _OUTAGE, _EVENT = "peer", "consumer", "outage", "event"
+PEER, CONSUMER, _OUTAGE, _EVENT = "peer", "consumer", "outage", "event"
 HISTORY = (_OUTAGE, _EVENT)
 
 Done = Callable[[Exception | None], None]
+Watcher = Callable[[str, bytes | None], None]
 _Key = tuple[str, str | int]
 Rows = dict[_Key, bytes | None]
 """Rows to write, in the order of the calls; None: to delete."""
@@ -86,6 +87,8 @@ class CursorStore:
 
     Attributes:
         peers: Each peer's cursor in our log, to read.
+        on_peer: Called with a peer's cursor that another instance has noted.
+        on_removed: Called with a consumer that another instance has removed.
         notices: What was found at start, for the operator.
         on_notice: Called with notices for the operator while it runs.
     """
@@ -94,18 +97,22 @@ class CursorStore:
         self.notices: list[OperatorNotice] = []
         self.on_notice: list[Callable[[OperatorNotice], None]] = []
         self.peers: dict[str, PeerCursor] = {}
+        self.on_peer: list[Callable[[PeerCursor], None]] = []
+        self.on_removed: list[Callable[[Owned], None]] = []
+        self._rows: dict[str, dict[str, bytes]] = {}
+        self._watchers: dict[str, list[Watcher]] = {}
         self._consumers: dict[Owned, Consumer] = {}
         self._history: dict[str, dict[int, bytes]] = {kind: {} for kind in HISTORY}
 
     def set_peer(self, cursor: PeerCursor) -> None:
         """Note a peer's progress; soon durable."""
         self.peers[cursor.peer] = cursor
-        self._changed(_PEER, cursor.peer, cursor)
+        self._changed(PEER, cursor.peer, cursor)
 
     def remove_peer(self, peer: str) -> None:
         """Forget a peer."""
         self.peers.pop(peer, None)
-        self._changed(_PEER, peer, None)
+        self._changed(PEER, peer, None)
 
     def consumers(self) -> Mapping[Owned, Consumer]:
         """Return the named consumers, by owner and name: a view, not a copy."""
@@ -114,12 +121,12 @@ class CursorStore:
     def set_consumer(self, consumer: Consumer, done: Done | None = None) -> None:
         """Note a consumer's cursor; `done` once it is on disk."""
         self._consumers[consumer.key] = consumer
-        self._changed(_CONSUMER, _joined(consumer.key), consumer, done)
+        self._changed(CONSUMER, _joined(consumer.key), consumer, done)
 
     def remove_consumer(self, key: Owned, done: Done | None = None) -> None:
         """Forget a consumer; `done` once that is on disk."""
         self._consumers.pop(key, None)
-        self._changed(_CONSUMER, _joined(key), None, done)
+        self._changed(CONSUMER, _joined(key), None, done)
 
     def outages(self) -> list[tuple[int, bytes]]:
         """Return all outages, by number."""
@@ -151,6 +158,32 @@ class CursorStore:
         else:
             self._history[kind][number] = row
         self._changed(kind, number, row)
+
+    # what the instances of a node share
+
+    def shared(self, kind: str) -> Mapping[str, bytes]:
+        """Return the values of a kind that the instances of this node share, by key.
+
+        With one instance only they end with the process.
+        """
+        return MappingProxyType(self._rows.setdefault(kind, {}))
+
+    def share(self, kind: str, key: str, value: bytes | None, done: Done | None = None) -> None:
+        """Set a shared value, or remove it; `done` once it is durable."""
+        self._set_shared(kind, key, value)
+        if done is not None:
+            done(None)
+
+    def watch(self, kind: str, call: Watcher) -> None:
+        """Call with key and value (None: removed) of each change by another instance."""
+        self._watchers.setdefault(kind, []).append(call)
+
+    def _set_shared(self, kind: str, key: str, value: bytes | None) -> None:
+        rows = self._rows.setdefault(kind, {})
+        if value is None:
+            rows.pop(key, None)
+        else:
+            rows[key] = value
 
     def carried(self) -> Iterator[Snapshot]:
         """Return the cursors as they are now, as slices of the log's snapshot.
@@ -289,8 +322,8 @@ class SqliteCursorStore(CursorStore):
     def rows(self) -> Rows:
         """Return the rows of all that memory has."""
         peers, consumers = tuple(self.peers.values()), tuple(self._consumers.values())
-        rows: Rows = {(_PEER, one.peer): _encode(one) for one in peers}
-        rows |= {(_CONSUMER, _joined(one.key)): _encode(one) for one in consumers}
+        rows: Rows = {(PEER, one.peer): _encode(one) for one in peers}
+        rows |= {(CONSUMER, _joined(one.key)): _encode(one) for one in consumers}
         for kind, history in self._history.items():
             rows |= {(kind, number): row for number, row in tuple(history.items())}
         return rows
@@ -332,9 +365,9 @@ class SqliteCursorStore(CursorStore):
 
     def _take(self, kind: str, key: Any, value: bytes) -> None:
         """Take a row into memory."""
-        if kind == _PEER:
+        if kind == PEER:
             self.peers[key] = _peer.decode(value)
-        elif kind == _CONSUMER:
+        elif kind == CONSUMER:
             row = zlib.decompress(value) if value[:1] == _DEFLATED else value
             consumer = _consumer.decode(row)
             self._consumers[consumer.key] = consumer
@@ -463,19 +496,19 @@ def _joined(key: Owned) -> str:
 
 def _packed(kind: str, row: bytes) -> bytes:
     """Return a row as it is stored in the file."""
-    return zlib.compress(row, 1) if kind == _CONSUMER and len(row) > _LONG_ROW else row
+    return zlib.compress(row, 1) if kind == CONSUMER and len(row) > _LONG_ROW else row
 
 
 def _add_owners(db: apsw.Connection) -> None:
     """Rewrite the consumers of format 1: none has an owner yet, and none was absent."""
     rows = [
         _consumer1.decode(value)
-        for (value,) in db.execute("select value from kept where kind = ?", (_CONSUMER,))
+        for (value,) in db.execute("select value from kept where kind = ?", (CONSUMER,))
     ]
-    db.execute("delete from kept where kind = ?", (_CONSUMER,))
+    db.execute("delete from kept where kind = ?", (CONSUMER,))
     for old in rows:
         one = Consumer(UNOWNED, old.name, old.next, old.patterns)
-        db.execute("insert into kept values (?, ?, ?)", (_CONSUMER, _joined(one.key), _encode(one)))
+        db.execute("insert into kept values (?, ?, ?)", (CONSUMER, _joined(one.key), _encode(one)))
 
 
 def _slices(peers: list[PeerCursor], consumers: list[Consumer]) -> Iterator[Snapshot]:

@@ -40,7 +40,7 @@ class PostgresqlCursorStore(SqliteCursorStore):
         """Read all rows."""
         rows = self._database.run(
             lambda connection: connection.execute(
-                "select kind, key, value from linkd.kept", binary=True
+                "select kind, key, value from linkd.kept where value is not null", binary=True
             ).fetchall()
         )
         for kind, key, value in rows:

@@ -44,6 +44,7 @@ create table linkd.kept (
     kind text not null,
     key text not null,
     value bytea,
+    rank bigint not null default 0,
     changed xid8 not null default pg_current_xact_id(),
     primary key (kind, key)
 );
@@ -91,6 +92,7 @@ begin
     end loop;
 end $$;
 alter table linkd.kept alter column value drop not null,
+    add column rank bigint not null default 0,
     add column changed xid8 not null default pg_current_xact_id();
 create index kept_changed on linkd.kept (changed);
 """

@@ -48,6 +48,8 @@ NOTIFY_SECONDS = 0.005
 LOOK_SECONDS = 0.1
 """A follower looks so often, also without a notification."""
 
+FORGET_SECONDS = 3600.0
+
 KEEP_SECONDS = 1.0
 """Interval of looking who keeps the log, and which segments there are."""
 
@@ -550,6 +552,24 @@ class Kept(msgspec.Struct, frozen=True):
     trim_to: int
 
 
+class KeptRow(msgspec.Struct, frozen=True):
+    """A small value as it is now; `value` None: it was removed. `changed`: by this transaction."""
+
+    kind: str
+    key: str
+    value: bytes | None
+    changed: int
+
+
+_CHANGED = (
+    "select kind, key, value, changed::text::bigint,"
+    " pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+    " from (select 1) one left join linkd.kept"
+    " on changed >= %s::text::xid8 and kind not like '%%@%%'"
+)
+"""What was changed since, and from which transaction on the next look must read."""
+
+
 class Follower:
     """Reads what other instances write, in a thread of its own, and tells them of our commits.
 
@@ -558,6 +578,7 @@ class Follower:
         post: Brings a call into the reactor's thread.
         found: Called there with the place read from and the rows behind it.
         kept: Called there about once a second.
+        changed: Called there with what an instance has changed of the small values.
 
     Attributes:
         place: The log's end as the reactor knows it; set there.
@@ -569,6 +590,7 @@ class Follower:
         post: Post,
         found: Callable[[Place, list[Row], str], None],
         kept: Callable[[Kept], None],
+        changed: Callable[[list[KeptRow]], None],
     ) -> None:
         self.place = Place()
         self._files = files
@@ -576,6 +598,9 @@ class Follower:
         self._post = post
         self._found = found
         self._kept = kept
+        self._changed = changed
+        self._seen = self._forgotten = 0  # transactions
+        self._forgot = time.monotonic()
         self._reads, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._announces = self._ends = False
         self._announced = self._looked = 0.0
@@ -643,6 +668,7 @@ class Follower:
         if rows:
             (opened,) = connection.execute("select incarnation from linkd.log").fetchone()
             self._post(lambda: self._found(place, rows, opened))
+        self._look_at_values(connection)
         if now - self._looked >= KEEP_SECONDS:
             self._looked = now
             kept = self._keep(connection)
@@ -653,6 +679,24 @@ class Follower:
             self._wait_for_place(place)
         else:
             self._wait(connection, LOOK_SECONDS)
+
+    def _look_at_values(self, connection: Any) -> None:
+        """Read the small values that were changed since the last look."""
+        found = connection.execute(_CHANGED, (str(self._seen),)).fetchall()
+        self._seen = found[0][4]
+        rows = [KeptRow(*row[:4]) for row in found if row[0] is not None]
+        if rows:
+            self._post(lambda: self._changed(rows))
+
+    def _forget(self, connection: Any) -> None:
+        """Delete what was removed more than an hour ago: all instances have seen that."""
+        now = time.monotonic()
+        if self._fence and now - self._forgot >= FORGET_SECONDS:
+            connection.execute(
+                "delete from linkd.kept where value is null and changed < %s::text::xid8",
+                (str(self._forgotten),),
+            )
+            self._forgot, self._forgotten = now, self._seen
 
     def _wait_for_place(self, place: Place) -> None:
         """Wait until the reactor has applied what was read behind `place`, or for a look's time."""
@@ -688,6 +732,7 @@ class Follower:
                     "update linkd.log set fence = fence + 1 returning fence"
                 ).fetchone()
         self._files.refresh(connection)
+        self._forget(connection)
         row = connection.execute(
             "select value from linkd.kept where (kind, key) = ('cluster', 'trim')"
         ).fetchone()

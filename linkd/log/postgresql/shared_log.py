@@ -43,6 +43,7 @@ from linkd.log.postgresql.log import PostgresqlLog
 from linkd.log.postgresql.shared_database import (
     Follower,
     Kept,
+    KeptRow,
     Overtaken,
     Place,
     Reincarnated,
@@ -127,6 +128,9 @@ class SharedLog(PostgresqlLog):
         post: Brings a call into the thread in which all methods are called.
         edges: What it touches of the world, but for the disk.
 
+    Attributes:
+        on_values: Called with small values that an instance has changed.
+
     Raises:
         LogDamaged: Another daemon has it for itself, or is this instance, or it can't be read.
         StateTooNew: It was written by a newer linkd.
@@ -146,6 +150,7 @@ class SharedLog(PostgresqlLog):
     ) -> None:
         self._cluster = cluster
         self._post = post
+        self.on_values: list[Callable[[list[KeptRow]], None]] = []
         self._opened: list[str] = []  # epochs that links do not know yet
         self._must_roll = False  # a snapshot begins with the next segment
         super().__init__(node, settings, post, edges)
@@ -166,7 +171,9 @@ class SharedLog(PostgresqlLog):
         if place.file is not None:
             place = self.database.run(partial(_last_row, place))
         self.database.started(place)
-        self._follower = Follower(self._shared, self._post, self._follow, self._take_kept)
+        self._follower = Follower(
+            self._shared, self._post, self._follow, self._take_kept, self._values_changed
+        )
         self._follower.start(place)
         self._require_epoch()
 
@@ -189,13 +196,17 @@ class SharedLog(PostgresqlLog):
         """Append a received batch, if its peer is held here."""
         source = batch.source
         assert source is not None
-        holder = self.state.holders.get(source.peer)
-        if holder is None or holder.holder != self.database.run_id:
+        if not self.holds(source.peer):
             place = self._committed_places.get(source.peer)
             at = 1 if place is None else place[1][-1].next
             settled(OutOfStep(at, source.previous, source.next))
         else:
             super().store(batch, settled)
+
+    def holds(self, peer: str) -> bool:
+        """Return whether a peer is held here."""
+        holder = self.state.holders.get(peer)
+        return holder is not None and holder.holder == self.database.run_id
 
     def hold(self, peer: str, boot: str, counter: int, settled: OnDurable) -> None:
         """Take a peer over, whose connection of that generation is here."""
@@ -385,6 +396,10 @@ class SharedLog(PostgresqlLog):
         self._waiting = kept
         self._hold(peer, -self.held(peer))
         self._places[peer] = self._committed_places.get(peer)
+
+    def _values_changed(self, rows: list[KeptRow]) -> None:
+        for call in tuple(self.on_values):
+            call(rows)
 
     # the keeper
 

@@ -435,7 +435,8 @@ def test_tables_of_format_1_are_refused_until_they_are_migrated(bench: Postgresq
             "alter table linkd.log drop column incarnation",
             "alter table linkd.piece drop column token",
             f"alter table linkd.piece_{number} drop column token",
-            "alter table linkd.kept drop column changed, alter column value set not null",
+            "alter table linkd.kept drop column changed, drop column rank",
+            "alter table linkd.kept alter column value set not null",
             "update linkd.log set format = 1",
         ):
             connection.execute(change)

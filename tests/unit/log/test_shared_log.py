@@ -14,9 +14,9 @@ import pytest
 from linkd.config import LogSettings
 from linkd.config.settings import ClusterSettings
 from linkd.errors import LogDamaged, LogLost, OutOfStep, PeerMoved, Unavailable
-from linkd.log import open_log
+from linkd.log import open_cursors, open_log
 from linkd.log.files import DiskFiles, Environment
-from linkd.log.interface import Appended
+from linkd.log.interface import Appended, Consumer, PeerCursor
 from linkd.log.state import EpochOpened
 from linkd.protocol.peer import Cursor, EpochEnd
 from linkd.protocol.records import Batch, NewRecords
@@ -514,3 +514,115 @@ def test_an_epoch_that_another_instance_opened_first_takes_ours_back(make: Made)
     assert len(a.log.state.epochs()) == 2
     assert [batch.origin.after for batch in everything(a)] == [0, 1]
     assert EpochOpened("e", 1, True) != EpochOpened("e", 1)
+
+
+class Cursors:
+    """The cursors of an instance."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self.store: Any = open_cursors(instance.log, None, instance.turns.post)  # type: ignore[arg-type]
+
+    def done(self, call: Callable[..., None], *arguments: Any) -> Any:
+        """Make a call with a callback; return what that got."""
+        got: list[Any] = []
+        call(*arguments, got.append)
+        self.instance.until(lambda: got)
+        return got[0]
+
+    def close(self) -> None:
+        """Close them."""
+        got: list[bool] = []
+        self.store.close(lambda: got.append(True))
+        self.instance.until(lambda: got)
+
+
+def test_cursors_that_one_instance_notes_are_at_the_others(make: Made) -> None:
+    a, b = make("a"), make("b")
+    of_a, of_b = Cursors(a), Cursors(b)
+    moved: list[Any] = []
+    gone: list[Any] = []
+    of_b.store.on_peer.append(moved.append)
+    of_b.store.on_removed.append(gone.append)
+    of_a.store.set_peer(PeerCursor("edge", 1, 5))
+    b.until(lambda: moved)
+    assert moved == [PeerCursor("edge", 1, 5)]
+    assert of_b.store.peers == {"edge": PeerCursor("edge", 1, 5)}
+    billing = Consumer("socket", "billing", 3, ("orders",))
+    assert of_a.done(of_a.store.set_consumer, billing) is None
+    b.until(of_b.store.consumers)
+    assert dict(of_b.store.consumers()) == {billing.key: billing}
+    assert of_b.done(of_b.store.set_consumer, Consumer("socket", "billing", 9, ("orders",))) is None
+    a.until(lambda: of_a.store.consumers()[billing.key].next == 9)
+    of_a.store._consumers[billing.key] = billing  # as if that had not been seen yet
+    assert of_a.done(of_a.store.set_consumer, Consumer("socket", "billing", 4, ("orders",))) is None
+    c = make("c")
+    of_c = Cursors(c)
+    assert of_c.store.consumers()[billing.key].next == 9
+    assert of_a.done(of_a.store.remove_consumer, billing.key) is None
+    b.until(lambda: gone)
+    assert gone == [billing.key]
+    assert not of_b.store.consumers()
+    of_a.store.remove_peer("edge")
+    b.until(lambda: not of_b.store.peers)
+    for one in (of_a, of_b, of_c):
+        one.close()
+
+
+def test_the_instance_that_holds_a_peer_notes_its_cursor(make: Made) -> None:
+    a, b = make("a"), make("b")
+    of_a, of_b = Cursors(a), Cursors(b)
+    b.hold("edge", 1)
+    of_b.store.set_peer(PeerCursor("edge", 1, 8))
+    a.until(lambda: of_a.store.peers)
+    of_a.store.set_peer(PeerCursor("edge", 1, 2))  # what was late
+    a.until(lambda: of_a.store.peers["edge"].acked == 8)
+    assert of_b.store.peers["edge"].acked == 8
+    for one in (of_a, of_b):
+        one.close()
+
+
+def test_history_belongs_to_an_instance(make: Made) -> None:
+    a, b = make("a"), make("b")
+    of_a, of_b = Cursors(a), Cursors(b)
+    of_a.store.set_event(1, b"a's")
+    of_b.store.set_event(1, b"b's")
+    of_b.store.set_event(2, b"gone")
+    of_b.store.remove_event(2)
+    for one in (of_a, of_b):
+        one.close()
+    again = Cursors(b)
+    assert again.store.events() == [(1, b"b's")]
+    again.close()
+
+
+def test_values_that_are_shared_are_seen_by_all(make: Made) -> None:
+    a, b = make("a"), make("b")
+    of_a, of_b = Cursors(a), Cursors(b)
+    seen: list[Any] = []
+    of_b.store.watch("token", lambda *what: seen.append(what))
+    assert of_a.done(of_a.store.share, "token", "x", b"1") is None
+    b.until(lambda: seen)
+    assert of_b.store.shared("token") == of_a.store.shared("token") == {"x": b"1"}
+    of_a.store.share("token", "x", None)
+    b.until(lambda: len(seen) == 2)
+    assert seen == [("x", b"1"), ("x", None)]
+    assert of_b.store.shared("token") == {}
+    ask("revoke insert on linkd.kept from linkd")
+    assert "permission denied" in str(of_a.done(of_a.store.share, "token", "y", b"2"))
+    ask("grant insert on linkd.kept to linkd")
+    for one in (of_a, of_b):
+        one.close()
+
+
+def test_what_was_removed_is_forgotten_after_an_hour(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkd.log.postgresql.shared_database.FORGET_SECONDS", 0.0)
+    monkeypatch.setattr("linkd.log.postgresql.shared_database.KEEP_SECONDS", 0.05)
+    a = make("a")
+    of_a = Cursors(a)
+    of_a.done(of_a.store.share, "token", "x", b"1")
+    of_a.done(of_a.store.share, "token", "x", None)
+    a.until(lambda: ask("select count(*) from linkd.kept where kind = 'token'") == (0,))
+    of_a.close()
