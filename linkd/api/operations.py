@@ -183,6 +183,7 @@ def _pending(log: Log, consumer: Consumer) -> Iterator[int]:
 
 async def forget(api: ApiServer, call: Call) -> Response:
     """Remove a named consumer."""
+    await api.node.refreshed()
     await api.node.forget(api.find_consumer(call).key)
     return Response(204)
 
@@ -197,6 +198,7 @@ class Moved(msgspec.Struct, forbid_unknown_fields=True):
 async def move(api: ApiServer, call: Call) -> Response:
     """Give a consumer another owner and name."""
     call.caller.check_operator()
+    await api.node.refreshed()
     consumer, wanted = api.find_consumer(call), call.json(Moved)
     owners = {key.name for key in api.config.api.keys} | {SOCKET.name, ANYONE.name}
     if wanted.owner not in owners:

@@ -56,7 +56,7 @@ async def read(api: ApiServer, call: Call) -> Response | None:
         start = start_of(call.text("from"), "earliest")
         position = _position(api.node.log, start)
     else:
-        position = _consumer_position(
+        position = await _consumer_position(
             api, call.caller, pattern, start_of(call.text("from"), "latest"), consumer
         )
     page = Page(api, call, pattern, position, limit)
@@ -259,11 +259,13 @@ class _Arrival:
         self._fire()
 
 
-def _consumer_position(
+async def _consumer_position(
     api: ApiServer, caller: Caller, pattern: str, start: Start, consumer: str
 ) -> int:
     """Claim a consumer's name for one page; return its position."""
     subscription = api.subscribe(caller, (pattern,), start, _Arrival(waits=False), consumer)
+    if subscription.known is not None:
+        await subscription.known
     position = subscription.next
     subscription.close()
     return position
@@ -353,6 +355,7 @@ class AckBody(msgspec.Struct, forbid_unknown_fields=True):
 
 async def acknowledge(api: ApiServer, call: Call) -> Response:
     """Set a consumer's cursor; answered once it is on disk."""
+    await api.node.refreshed()
     consumer = api.find_consumer(call)
     ack = call.json(AckBody)
     wanted = whole(ack.next, "next")

@@ -121,12 +121,16 @@ class CursorStore:
     def set_consumer(self, consumer: Consumer, done: Done | None = None) -> None:
         """Note a consumer's cursor; `done` once it is on disk."""
         self._consumers[consumer.key] = consumer
-        self._changed(CONSUMER, _joined(consumer.key), consumer, done)
+        self._changed(CONSUMER, joined(consumer.key), consumer, done)
+
+    def create_consumer(self, consumer: Consumer) -> None:
+        """Note a new consumer, unless another instance of this node knows it already."""
+        self.set_consumer(consumer)
 
     def remove_consumer(self, key: Owned, done: Done | None = None) -> None:
         """Forget a consumer; `done` once that is on disk."""
         self._consumers.pop(key, None)
-        self._changed(CONSUMER, _joined(key), None, done)
+        self._changed(CONSUMER, joined(key), None, done)
 
     def outages(self) -> list[tuple[int, bytes]]:
         """Return all outages, by number."""
@@ -177,6 +181,10 @@ class CursorStore:
     def watch(self, kind: str, call: Watcher) -> None:
         """Call with key and value (None: removed) of each change by another instance."""
         self._watchers.setdefault(kind, []).append(call)
+
+    def refresh(self, done: Callable[[], None]) -> None:
+        """Call `done` once all is known that other instances have noted until now."""
+        done()
 
     def _set_shared(self, kind: str, key: str, value: bytes | None) -> None:
         rows = self._rows.setdefault(kind, {})
@@ -323,7 +331,7 @@ class SqliteCursorStore(CursorStore):
         """Return the rows of all that memory has."""
         peers, consumers = tuple(self.peers.values()), tuple(self._consumers.values())
         rows: Rows = {(PEER, one.peer): _encode(one) for one in peers}
-        rows |= {(CONSUMER, _joined(one.key)): _encode(one) for one in consumers}
+        rows |= {(CONSUMER, joined(one.key)): _encode(one) for one in consumers}
         for kind, history in self._history.items():
             rows |= {(kind, number): row for number, row in tuple(history.items())}
         return rows
@@ -489,7 +497,7 @@ def _later(rows: Rows, more: Rows) -> Rows:
     return {key: row for key, row in rows.items() if key not in more} | more
 
 
-def _joined(key: Owned) -> str:
+def joined(key: Owned) -> str:
     """Return owner and name as one word; neither has a slash."""
     return "/".join(key)
 
@@ -508,7 +516,7 @@ def _add_owners(db: apsw.Connection) -> None:
     db.execute("delete from kept where kind = ?", (CONSUMER,))
     for old in rows:
         one = Consumer(UNOWNED, old.name, old.next, old.patterns)
-        db.execute("insert into kept values (?, ?, ?)", (CONSUMER, _joined(one.key), _encode(one)))
+        db.execute("insert into kept values (?, ?, ?)", (CONSUMER, joined(one.key), _encode(one)))
 
 
 def _slices(peers: list[PeerCursor], consumers: list[Consumer]) -> Iterator[Snapshot]:

@@ -14,7 +14,7 @@ from linkd.core import link as links
 from linkd.core.backoff import Backoff
 from linkd.core.liveness import LEAST_SEGMENT_BYTES, SEGMENT_BYTES
 from linkd.core.session import outdated, repeats
-from linkd.errors import AttemptFailed, Reason
+from linkd.errors import AttemptFailed, FailureKind, LinkdError, PeerMoved, Reason
 from linkd.net.connection import Connection
 from linkd.net.dialer import LinkDialer
 from linkd.node.outages import Current
@@ -63,6 +63,9 @@ class LinkDriver:
         # The peer's wall clock, and our monotonic time then.
         self._peer_clock: tuple[float, float] | None = None
         self._greeted: dict[int, tuple[Connection, wire.Hello]] = {}
+        # Messages of connections that wait until the peer is held by this instance.
+        self._holding: dict[int, list[wire.Message]] = {}
+        self._unheld: set[int] = set()
         self._said: wire.Hello | None = None  # our hello on the dialed connection
         self._dials_at_once = False  # the next attempt uses other settings
         self._repeated = False  # the live connection has had its second hello
@@ -126,7 +129,31 @@ class LinkDriver:
         )
 
     def greeted(self, connection: Connection, hello: wire.Hello) -> None:
-        """Adopt or refuse a connection whose peer has proved its identity and sent its hello."""
+        """Take over a peer that has proved its identity and sent its hello.
+
+        From other instances of this node, where there are some: then the connection is adopted or
+        refused with all known that they have stored.
+        """
+        self._holding[connection.key] = []
+        generation, held = connection.generation, partial(self._held, connection, hello)
+        self._node.log.hold(self.peer, generation.boot, generation.counter, held)
+
+    def _held(self, connection: Connection, hello: wire.Hello, outcome: object) -> None:
+        """Adopt or refuse a connection, if this instance may have the peer."""
+        waiting = self._holding.pop(connection.key, None)
+        if waiting is None:  # it was lost meanwhile
+            return
+        if isinstance(outcome, LinkdError):
+            self._unheld.add(connection.key)
+            moved = isinstance(outcome, PeerMoved)
+            reason, wait = ("replaced", None) if moved else ("busy", 1.0)
+            connection.goodbye(wire.goodbye(reason, str(outcome), wait))
+            return
+        self._adopt_or_refuse(connection, hello)
+        for message in waiting:
+            self.received(connection, message)
+
+    def _adopt_or_refuse(self, connection: Connection, hello: wire.Hello) -> None:
         self._greeted[connection.key] = (connection, hello)
         greeted = links.Greeted(
             connection.key,
@@ -139,6 +166,10 @@ class LinkDriver:
 
     def received(self, connection: Connection, message: wire.Message) -> None:
         """Handle a message after the hello."""
+        waiting = self._holding.get(connection.key) if self._holding else None
+        if waiting is not None:
+            waiting.append(message)
+            return
         if type(message) is wire.Hello and connection is self.connection:
             self._hello_again(connection, message)
         else:
@@ -152,6 +183,14 @@ class LinkDriver:
         goodbye: wire.Goodbye | None,
     ) -> None:
         """Handle the end of a greeted connection."""
+        unheld = self._holding.pop(connection.key, None) is not None
+        if unheld or connection.key in self._unheld:
+            self._unheld.discard(connection.key)
+            if connection.dialed:
+                retry_after = None if goodbye is None else goodbye.retry_after
+                kind: FailureKind = "busy" if reason == "busy" else "broken"
+                self.failed(AttemptFailed(kind, reason, detail, retry_after))
+            return
         self._greeted.pop(connection.key, None)
         retry_after = None if goodbye is None else goodbye.retry_after
         silent = reason in ("ping-timeout", "silence")
@@ -250,6 +289,15 @@ class LinkDriver:
     def network_changed(self) -> None:
         """Dial again where it may help: addresses or routes of this host have changed."""
         self._run(links.NetworkChanged())
+
+    def taken(self) -> None:
+        """End the connection: another instance of this node has the peer now."""
+        connection = self.connection
+        if connection is not None:
+            self.replicator.drop()
+            detail = "another instance of this node has the peer now"
+            self.log_event("info", "link.replaced", address=connection.address, detail=detail)
+            connection.abort("replaced", detail)
 
     def rejoin(self, why: str) -> None:
         """Restart the link from what both ends have on disk."""

@@ -341,6 +341,39 @@ class Links:
         self._rng = rng
         self._waits: dict[str, AckWaiters] = {}
         self.counts = BacklogCounts(node.clock)
+        node.log.on_taken.append(self._taken)
+        node.log.on_epoch.append(self._epoch_opened)
+        cursors.on_peer.append(self._noted_elsewhere)
+
+    # -- other instances of this node ---------------------------------------------------------
+
+    def _taken(self, peer: str) -> None:
+        """End the connection of a peer that another instance has now."""
+        driver = self.drivers.get(peer)
+        if driver is not None:
+            driver.taken()
+
+    def _epoch_opened(self) -> None:
+        """Restart all links: the database of the log was started again, and maybe put back."""
+        for driver in self.drivers.values():
+            driver.rejoin("the log has a new epoch")
+
+    def _noted_elsewhere(self, cursor: PeerCursor) -> None:
+        """Note how far a peer is that is connected to another instance."""
+        driver = self.drivers.get(cursor.peer)
+        if driver is not None and driver.connection is None:
+            driver.replicator.follow(cursor.acked)
+            self._waits[cursor.peer].acked(cursor.acked)
+
+    def share_dialing(self) -> None:
+        """Dial from the instance that keeps the log alone; called about once a second."""
+        dials = self._node.log.is_keeper
+        for driver in self.drivers.values():
+            if driver.dialer is not None and dials != (driver.link.state != "stopped"):
+                if dials and not self._node.drain.active:
+                    driver.start()
+                elif not dials:
+                    driver.stop("another instance of this node dials it")
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -399,7 +432,8 @@ class Links:
         if settings.dial:
             driver.dialer = self._make_dialer(driver)
         self._node.dispatcher.changed()
-        if not self._node.drain.active:
+        dials = driver.dialer is None or self._node.log.is_keeper
+        if dials and not self._node.drain.active:
             driver.start()
 
     def _remove(self, name: str, detail: str) -> None:
@@ -488,6 +522,10 @@ class Links:
         for driver in self.drivers.values():
             if not (crowded and driver.settings.when_full == "drop-oldest"):
                 low = min(low, driver.replicator.session.outbound.acked)
+        if self._node.config.cluster is not None:  # other instances may have other peers
+            peers = self._cursors.peers.items()
+            others = (cursor.acked for peer, cursor in peers if peer not in self.drivers)
+            low = min(low, min(others, default=low))
         return min(low, self.absent.low_water(crowded))
 
 

@@ -209,6 +209,13 @@ class Node:
             self.subscriptions.log_orphans()
         self.dispatcher.changed()
 
+    async def refreshed(self) -> None:
+        """Wait until all is known that other instances of this node have noted until now."""
+        if self.config.cluster is not None:
+            known: Deferred[None] = Deferred()
+            self._cursors.refresh(partial(known.callback, None))
+            await known
+
     # -- for the listener (linkd.net.connection.Nodes) -----------------------------------
 
     def peer(self, name: str) -> PeerSettings | None:
@@ -290,8 +297,11 @@ class Node:
             self._history.second(self.links.drivers.values(), self.clock.seconds())
         self.links.catch_up()
         self.held.tick()
-        self.links.absent.tick(self.clock.seconds())
-        if whole_second:
+        if self.config.cluster is None:
+            self.links.absent.tick(self.clock.seconds())
+        elif whole_second:
+            self.links.share_dialing()
+        if whole_second and self.log.is_keeper:
             self.subscriptions.move_on()
         self.log.release(self._low_water())
         if whole_second:

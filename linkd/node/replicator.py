@@ -237,6 +237,15 @@ class Replicator:
             self.recount()
         return not any(isinstance(effect, sessions.EpochsDiverged) for effect in self._begun)
 
+    def follow(self, acked: int) -> None:
+        """Note how far the peer is, which is connected to another instance of this node."""
+        outbound = self.session.outbound
+        outbound.begin(acked)
+        outbound.log_next = self._log.next
+        if acked >= self._log.next:
+            self._node.links.counts.give_up(self)
+            outbound.no_backlog()
+
     def wait_for_hello(self, connection: Connection) -> None:
         """Start on a new connection whose first hellos are out of date already."""
         self.drop()

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from heapq import nsmallest
 from math import inf
 from operator import itemgetter
+from secrets import token_hex
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
+from twisted.internet.defer import Deferred
 
 from linkd.config import Config
 from linkd.errors import Gap, LinkdError, PublishError
@@ -92,6 +94,7 @@ class Follower:
         "_reading",
         "_sink",
         "consumer",
+        "known",
         "next",
         "patterns",
     )
@@ -115,6 +118,7 @@ class Follower:
         self._end = start  # while live: nothing between the pending batches and this is for it
         self.patterns = patterns
         self.next = start
+        self.known: Deferred[None] | None = None  # until it is known where it begins
         self.consumer = consumer
 
     def position(self) -> int:
@@ -167,6 +171,18 @@ class Follower:
             self._deliver()
         if self._bytes != self._held:
             self._count_kept()
+
+    def wait(self) -> None:
+        """Deliver nothing until `go_on`, which fires `known`."""
+        self._pumping, self.known = True, Deferred()
+
+    def go_on(self, position: int) -> None:
+        """Begin to deliver, at `position`."""
+        assert self.known is not None
+        self.next, self._pumping = position, False
+        known, self.known = self.known, None
+        known.callback(None)
+        self.pump()
 
     def pump(self) -> None:
         """Deliver records as long as there is room."""
@@ -294,6 +310,9 @@ KEY_PATTERNS_BYTES = 1024 * 1024
 AGED_AT_ONCE = 250
 """Consumers aged in one iteration, which takes about 2 ms."""
 
+READER = "reader"
+"""Kind of shared values: who holds a consumer's name, of all instances."""
+
 LOOKS = 4
 """Maximum number of lagging consumers that are compared with the log at a time."""
 
@@ -328,6 +347,10 @@ class Subscriptions:
         self._aged_at = node.clock.seconds()
         self._passed = 0.0
         self._to_age: list[Owned] = []
+        self._run = token_hex(8)
+        self._taken = 0
+        store.watch(READER, self._taken_elsewhere)
+        store.on_removed.append(self._removed_elsewhere)
         self._wanted: PatternIndex[Follower] = PatternIndex()
         self._known: dict[str, tuple[Follower, ...]] = {}
 
@@ -350,8 +373,39 @@ class Subscriptions:
         self._known.clear()
         if consumer is not None:
             self._held[consumer] = follower
-        self._node.clock.callLater(0, follower.pump)
+        if consumer is None or self._node.config.cluster is None:
+            self._node.clock.callLater(0, follower.pump)
+        else:
+            self._take_elsewhere(follower, consumer)
         return follower
+
+    def _take_elsewhere(self, follower: Follower, consumer: Owned) -> None:
+        """End the holder of a consumer's name at another instance, and go on behind its acks."""
+        self._taken += 1
+
+        def known() -> None:
+            found = self._store.consumers().get(consumer)
+            position = follower.next if found is None else found.next
+            follower.go_on(min(position, self._log.next))
+
+        follower.wait()
+        word = f"{self._run}:{self._taken}".encode()
+        self._store.share(READER, "/".join(consumer), word, lambda _: self._store.refresh(known))
+
+    def _taken_elsewhere(self, key: str, word: bytes | None) -> None:
+        """End the holder of a consumer's name that a client has taken at another instance."""
+        owner, _, name = key.partition("/")
+        holder = self._held.pop((owner, name), None) if word is not None else None
+        if holder is not None:
+            self._log_event("warn", "consumer.replaced", (owner, name))
+            holder.end("replaced")
+
+    def _removed_elsewhere(self, key: Owned) -> None:
+        """End the holder of a consumer that was deleted at another instance."""
+        holder = self._held.pop(key, None)
+        self._let_go(key)
+        if holder is not None:
+            holder.end("deleted")
 
     def _position(self, start: Start) -> int:
         """Return the current offset of a start position."""
@@ -375,8 +429,9 @@ class Subscriptions:
         if known is None:
             self._make_room(wanted)
             self._log_event("info", "consumer.created", key, next=start)
-        else:
-            start = min(known.next, self._log.next)  # the log may have been restored from a backup
+            self._store.create_consumer(wanted)
+            return start
+        start = min(known.next, self._log.next)  # the log may have been restored from a backup
         self._store.set_consumer(Consumer(owner, name, start, patterns))
         return start
 
@@ -482,8 +537,8 @@ class Subscriptions:
         keys, self._to_age = self._to_age[:most], self._to_age[most:]
         for key in keys:
             consumer = self._store.consumers().get(key)
-            if consumer is None:
-                continue
+            if consumer is None or not (self._log.is_keeper or key in self._held):
+                continue  # the instance that keeps the log counts the absence of the others
             idle = 0.0 if key in self._held else consumer.idle + self._passed
             # A round counts a whole minute, even for a consumer that was connected a second ago.
             most_idle = RESUME_SECONDS if consumer.is_passing else longest

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from linkd.log.commit import Post
-from linkd.log.cursor_store import CONSUMER, HISTORY, PEER, Done, Rows
+from linkd.log.cursor_store import CONSUMER, HISTORY, PEER, Done, Rows, joined
 from linkd.log.interface import Consumer, PeerCursor
 from linkd.log.postgresql.cursors import PostgresqlCursorStore
 from linkd.log.postgresql.shared_database import KeptRow
@@ -19,8 +20,9 @@ _PUT = (
     " on conflict (kind, key) do update"
     " set value = excluded.value, rank = excluded.rank, changed = pg_current_xact_id()"
     " where excluded.value is null or kept.value is null or excluded.rank >= kept.rank"
-    " returning changed::text::bigint"
+    " returning kind, key, changed::text::bigint"
 )
+_KNOWN = "select value from linkd.kept where kind = 'consumer' and key = any(%s)"
 _DELETE = (
     "delete from linkd.kept using unnest(%s::text[], %s::text[]) as row (kind, key)"
     " where kept.kind = row.kind and kept.key = row.key"
@@ -47,6 +49,7 @@ class SharedCursorStore(PostgresqlCursorStore):
         self._of_instance = {f"{kind}@{log.database.instance}": kind for kind in HISTORY}
         self._stored_as = {kind: stored for stored, kind in self._of_instance.items()}
         self._flying: Rows = {}  # is being written
+        self._creating: set[str] = set()
         self._written: dict[tuple[str, str], int] = {}  # in which transaction
         super().__init__(log.database, log.id, post)
         log.on_values.append(self._changed_elsewhere)
@@ -69,6 +72,10 @@ class SharedCursorStore(PostgresqlCursorStore):
         self._set_shared(kind, key, value)
         self._changed(kind, key, value, done)
 
+    def refresh(self, done: Callable[[], None]) -> None:
+        """Call `done` once all is known that other instances have noted until now."""
+        self._shared_log.refresh(done)
+
     # what other instances change
 
     def _changed_elsewhere(self, rows: list[KeptRow]) -> None:
@@ -76,7 +83,8 @@ class SharedCursorStore(PostgresqlCursorStore):
         for row in rows:
             key = (row.kind, row.key)
             is_ours = row.changed <= self._written.get(key, 0)
-            if is_ours or key in self._dirty or key in self._flying:
+            is_older = key in self._dirty or key in self._flying
+            if is_ours or (is_older and not (row.kind == CONSUMER and row.value)):
                 continue
             if row.kind == PEER:
                 self._peer_changed(row)
@@ -104,6 +112,7 @@ class SharedCursorStore(PostgresqlCursorStore):
                 call(cursor)
 
     def _consumer_changed(self, row: KeptRow) -> None:
+        """Take a consumer's cursor, which never goes back."""
         if row.value is None:
             owner, _, name = row.key.partition("/")
             if self._consumers.pop((owner, name), None) is not None:
@@ -115,40 +124,52 @@ class SharedCursorStore(PostgresqlCursorStore):
         if known is None or consumer.next >= known.next:
             self._consumers[consumer.key] = consumer
 
+    def create_consumer(self, consumer: Consumer) -> None:
+        """Note a new consumer, unless another instance of this node knows it already."""
+        self._creating.add(joined(consumer.key))
+        self.set_consumer(consumer)
+
     # the thread
 
     def write(self, rows: Rows) -> Exception | None:
         """Write rows in one transaction; return why it failed, if it did."""
-        self._flying = rows
-        gone = [
-            (self._stored_as[kind], str(key))
-            for (kind, key), row in rows.items()
-            if row is None and kind in HISTORY
-        ]
-        kept = [
-            (self._stored_as.get(kind, kind), str(key), row, _rank(kind, row))
-            for (kind, key), row in rows.items()
-            if row is not None or kind not in HISTORY
-        ]
+        self._flying, created = rows, set[str]()
+        gone: list[tuple[str, str]] = []
+        kept: list[tuple[str, str, bytes | None, int]] = []
+        for (kind, key), row in rows.items():
+            stored, word, rank = self._stored_as.get(kind, kind), str(key), 0
+            if row is None and kind in HISTORY:
+                gone.append((stored, word))
+                continue
+            if kind == CONSUMER and word in self._creating:
+                created.add(word)
+                rank = -1
+            elif kind == CONSUMER and row is not None:
+                rank = _consumer.decode(row).next
+            kept.append((stored, word, row, rank))
 
-        def put(connection: Any) -> Any:
+        def put(connection: Any) -> tuple[list[Any], list[Any]]:
             with connection.transaction():
                 connection.execute(_DELETE, ([row[0] for row in gone], [row[1] for row in gone]))
                 columns = [[row[place] for row in kept] for place in range(4)]
-                return connection.execute(_PUT, columns).fetchone()
+                done = connection.execute(_PUT, columns).fetchall()
+                there = [key for kind, key, _ in done if kind == CONSUMER]
+                known = [key for key in created if key not in there]
+                return done, connection.execute(_KNOWN, (known,)).fetchall() if known else []
 
         try:
-            found = self._database.run(put)
+            done, known = self._database.run(put)
         except OSError as error:
             return error
-        if found is not None:
-            self._written.update(
-                {(kind, key): found[0] for kind, key, _, _ in kept if "@" not in kind}
-            )
+        self._written.update({(kind, key): xid for kind, key, xid in done if "@" not in kind})
+        if known:
+            self._post(lambda: self._take_known(known))
+        self._creating -= created
         self._flying = {}
         return None
 
-
-def _rank(kind: str, row: bytes | None) -> int:
-    """Return what must not go back: a consumer's cursor."""
-    return _consumer.decode(row).next if kind == CONSUMER and row is not None else 0
+    def _take_known(self, rows: list[Any]) -> None:
+        """Take consumers that were new here, and are known at another instance."""
+        for (value,) in rows:
+            consumer = _consumer.decode(value)
+            self._consumers[consumer.key] = consumer

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -600,6 +601,7 @@ class Follower:
         self._kept = kept
         self._changed = changed
         self._seen = self._forgotten = 0  # transactions
+        self._refreshed: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._forgot = time.monotonic()
         self._reads, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._announces = self._ends = False
@@ -623,6 +625,11 @@ class Follower:
         """Look now."""
         with suppress(OSError):
             os.write(self._wakes, b"w")
+
+    def refresh(self, done: Callable[[], None]) -> None:
+        """Call `done` in the reactor behind the next look at the small values."""
+        self._refreshed.put(done)
+        self.wake()
 
     def stop(self) -> None:
         """End the thread, and wait until it has ended or a connection hangs."""
@@ -682,11 +689,14 @@ class Follower:
 
     def _look_at_values(self, connection: Any) -> None:
         """Read the small values that were changed since the last look."""
+        waiting = [self._refreshed.get() for _ in range(self._refreshed.qsize())]
         found = connection.execute(_CHANGED, (str(self._seen),)).fetchall()
         self._seen = found[0][4]
         rows = [KeptRow(*row[:4]) for row in found if row[0] is not None]
         if rows:
             self._post(lambda: self._changed(rows))
+        for done in waiting:
+            self._post(done)
 
     def _forget(self, connection: Any) -> None:
         """Delete what was removed more than an hour ago: all instances have seen that."""

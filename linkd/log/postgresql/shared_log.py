@@ -228,6 +228,10 @@ class SharedLog(PostgresqlLog):
         if not self._is_lost:
             self._require_epoch()
 
+    def refresh(self, done: Callable[[], None]) -> None:
+        """Call `done` once all small values are known that were changed until now."""
+        self._follower.refresh(done)
+
     def wake(self) -> None:
         """Look now for what other instances wrote."""
         self._follower.wake()

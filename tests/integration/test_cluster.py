@@ -1,0 +1,206 @@
+"""Several hubs of one node that share a log in PostgreSQL: real daemons, moves, crashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from linkd.drill.testbed import free_port
+from tests.integration.test_postgresql import init, log_of, post
+from tests.support.daemon import Daemon, listen, peer
+from tests.support.duo import ALL, numbers, publish, until
+from tests.support.postgresql import Server, needs_postgresql
+
+pytestmark = needs_postgresql
+
+EDGES = 3
+
+
+class Cluster:
+    """Three hubs of the node `hub`, and edges that dial any of them."""
+
+    def __init__(self) -> None:
+        self.server = Server()
+        name = self.server.database("hub")
+        ports = [free_port() for _ in range(3)]
+        peers = "".join(peer(f"edge-{n}", extra=ALL) for n in range(EDGES))
+        self.hubs = [
+            Daemon(
+                "hub",
+                f'[cluster]\ninstance = "hub-{letter}"\n'
+                + log_of(self.server.dsn(name), engine_timeout=2.0)
+                + listen(port)
+                + peers,
+            )
+            for letter, port in zip("abc", ports, strict=True)
+        ]
+        urls = [f"ws://127.0.0.1:{port}/link" for port in ports]
+        self.edges = []
+        for n in range(EDGES):
+            dial = urls[n:] + urls[:n]
+            one = peer("hub", dial[0], extra=ALL).replace(json.dumps([dial[0]]), json.dumps(dial))
+            assert dial[1] in one
+            self.edges.append(Daemon(f"edge-{n}", one))
+        init(self.server, self.hubs[0], name)
+
+    def start(self) -> None:
+        """Start all, and wait until each edge is up."""
+        for daemon in (*self.hubs, *self.edges):
+            daemon.start()
+        for edge in self.edges:
+            edge.wait_up("hub", 20.0)
+
+    def close(self) -> None:
+        """End all."""
+        for daemon in (*self.edges, *self.hubs):
+            daemon.close()
+        self.server.remove()
+
+    def hub_of(self, edge: Daemon) -> Daemon:
+        """Return the hub to which an edge is connected."""
+        found: list[Daemon] = []
+        until(lambda: found.extend(self._with(edge)) or found)
+        return found[0]
+
+    def _with(self, edge: Daemon) -> list[Daemon]:
+        return [hub for hub in self.hubs if hub.link(edge.name)["state"] == "up"]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    one = Cluster()
+    yield one
+    one.close()
+
+
+def test_all_hubs_show_one_log_and_an_edge_moves_between_them(cluster: Cluster) -> None:
+    cluster.start()
+    a, b, c = cluster.hubs
+    edge = cluster.edges[0]
+    assert {hub.status()["log"]["id"] for hub in cluster.hubs} == {a.status()["log"]["id"]}
+    publish(edge, "up", range(10))
+    publish(b, "down", range(10))
+    for hub in cluster.hubs:
+        until(lambda hub=hub: numbers(hub, "up") == list(range(10)))
+    for other in cluster.edges:
+        until(lambda other=other: numbers(other, "down") == list(range(10)))
+    held = cluster.hub_of(edge)
+    held.kill()
+    began = time.monotonic()
+    edge.wait_up("hub", 10.0)
+    print(f"up at another hub after {time.monotonic() - began:.2f} s")
+    publish(edge, "up", range(10, 20))
+    alive = [hub for hub in cluster.hubs if hub is not held]
+    publish(alive[0], "down", range(10, 20))
+    for hub in alive:
+        until(lambda hub=hub: numbers(hub, "up") == list(range(20)))
+    held.start()
+    until(lambda: numbers(held, "up") == list(range(20)))
+    until(lambda: numbers(edge, "down") == list(range(20)))
+    assert not list(edge.matching(event="link.gap"))
+    assert c.status()["log"]["next"] == b.status()["log"]["next"]
+
+
+def test_a_consumer_goes_on_at_another_hub_where_it_was(cluster: Cluster) -> None:
+    a, b, _ = cluster.hubs
+    for hub in cluster.hubs:
+        hub.start()
+    publish(a, "orders", range(20))
+    path = "/v1/channels/orders?consumer=billing&limit=5"
+    page = a.call("GET", f"{path}&from=1")
+    assert [record["data"]["n"] for record in page["records"]] == list(range(5))
+    a.call("POST", "/v1/consumers/billing/ack", json.dumps({"next": page["next"]}).encode())
+    page = b.call("GET", path)
+    assert [record["data"]["n"] for record in page["records"]] == list(range(5, 10))
+    b.call("POST", "/v1/consumers/billing/ack", json.dumps({"next": page["next"]}).encode())
+    page = a.call("GET", path)
+    assert [record["data"]["n"] for record in page["records"]] == list(range(10, 15))
+
+
+class Filling:
+    """Publishes at all edges and at the hubs, each number until it is answered."""
+
+    def __init__(self, cluster: Cluster, rng: random.Random) -> None:
+        self.cluster = cluster
+        self.rng = rng
+        self.sent = [0] * EDGES
+        self.down = 0
+        self._ends = threading.Event()
+        self._threads = [threading.Thread(target=self._fill, args=(n,)) for n in range(EDGES)]
+        self._threads.append(threading.Thread(target=self._fill_down))
+        for thread in self._threads:
+            thread.start()
+
+    def _fill(self, number: int) -> None:
+        edge = self.cluster.edges[number]
+        while not self._ends.is_set():
+            with suppress(Exception):
+                if post(edge, f"up-{number}", self.sent[number])[0] < 300:
+                    self.sent[number] += 1
+            time.sleep(0.003)
+
+    def _fill_down(self) -> None:
+        while not self._ends.is_set():
+            with suppress(Exception):
+                if post(self.rng.choice(self.cluster.hubs), "down", self.down)[0] < 300:
+                    self.down += 1
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        """Publish no more."""
+        self._ends.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def strike(cluster: Cluster, fault: str, rng: random.Random) -> None:
+    """Let a fault happen, and end."""
+    hub, edge = rng.choice(cluster.hubs), rng.choice(cluster.edges)
+    if fault == "freeze":
+        os.kill(hub.pid, signal.SIGSTOP)
+        time.sleep(rng.uniform(3.0, 9.0))
+        os.kill(hub.pid, signal.SIGCONT)
+    elif fault == "database":
+        cluster.server.kill()
+        time.sleep(rng.uniform(0.0, 1.0))
+        cluster.server.start()
+    else:
+        daemon = hub if fault == "hub" else edge
+        daemon.kill()
+        time.sleep(rng.uniform(0.0, 1.0))
+        daemon.start()
+
+
+def test_crashes_freezes_and_moves_lose_and_double_nothing(cluster: Cluster) -> None:
+    cluster.start()
+    rng = random.Random(int(os.environ.get("LINKD_SEED", "3")))
+    filling = Filling(cluster, rng)
+    try:
+        for fault in ("hub", "freeze", "database", "hub", "edge", "freeze", "database", "hub"):
+            time.sleep(rng.uniform(0.5, 1.0))
+            strike(cluster, fault, rng)
+    finally:
+        filling.end()
+    for edge in cluster.edges:
+        edge.wait_up("hub", 30.0)
+        until(lambda edge=edge: not edge.link("hub")["backlog_records"], 30.0)
+    until(lambda: len({hub.status()["log"]["next"] for hub in cluster.hubs}) == 1, 10.0)
+    for number, edge in enumerate(cluster.edges):
+        at_edge = numbers(edge, f"up-{number}")
+        for hub in cluster.hubs:
+            assert numbers(hub, f"up-{number}") == at_edge
+        assert len(set(at_edge)) == len(at_edge)
+        assert set(range(filling.sent[number])) <= set(at_edge)
+        until(lambda edge=edge: numbers(edge, "down") == numbers(cluster.hubs[0], "down"), 20.0)
+    at_hub = numbers(cluster.hubs[0], "down")
+    assert len(set(at_hub)) == len(at_hub)
+    assert set(range(filling.down)) <= set(at_hub)
+    assert sum(filling.sent) > 300
