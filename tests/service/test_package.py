@@ -19,6 +19,7 @@ import pytest
 from linkd.version import VERSION
 from tests.service.conftest import Pair, carry, wait_link
 from tests.support import figures
+from tests.support.bare import prepared
 from tests.support.machine import Machine, join
 from tests.support.needs import need
 
@@ -38,21 +39,6 @@ EDGE = '[node]\nname = "edge"\n'
 NEXT = "0.9"
 STRICT = "0.10"
 
-PREPARE = r"""
-mkdir -p "$UPPER" "$WORK/work" "$WORK/root"
-mount -t overlay overlay -o "lowerdir=$BASE,upperdir=$UPPER,workdir=$WORK/work" "$WORK/root"
-cd "$WORK/root"
-mount -t proc proc proc
-mount --rbind /dev dev
-cp -L /etc/resolv.conf etc
-export DEBIAN_FRONTEND=noninteractive
-chroot . apt-get update -qq
-chroot . apt-get install -qq --yes --no-install-recommends systemd iproute2
-# Downloaded only, since the hosts have no network: the package brings it by itself.
-chroot . apt-get install -qq --yes --download-only python3
-"""
-"""A host of today: Debian's minimum, systemd and `ip`."""
-
 EVERYTHING = "find / /run /dev/shm -xdev -path /proc -prune -o -print | grep -i linkd || true"
 
 
@@ -65,21 +51,8 @@ def release(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def root(release: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the root of a bare host of a release, made ready for systemd."""
-    suite = RELEASES[release]
-    made = [ROOT / "scripts" / "bare-system", "--suite", suite, "true"]
-    subprocess.run(made, check=True, timeout=900, capture_output=True)
-    base = os.environ.get("LINKD_BARE", "/var/tmp/linkd-bare") + f"/{suite}"
-    work = tmp_path_factory.mktemp("prepared")
-    upper = work / "upper"
-    where = {"BASE": base, "UPPER": str(upper), "WORK": str(work)}
-    subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-euc", PREPARE],
-        env={**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **where},
-        check=True,
-        timeout=600,
-        capture_output=True,
-    )
-    return f"{upper}:{base}"
+    # The package brings Python by itself.
+    return prepared(RELEASES[release], tmp_path_factory.mktemp("prepared"), "python3")
 
 
 @pytest.fixture(scope="module")

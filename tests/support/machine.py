@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 BOOT = r"""
@@ -249,6 +249,27 @@ def join(one: Machine, two: Machine) -> None:
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
     )
     two.sh("ip link set eth1 name eth0; ip addr add 10.98.0.2/24 dev eth0; ip link set eth0 up")
+
+
+def bridge(machines: Mapping[str, Machine], addresses: Mapping[str, str]) -> None:
+    """Join machines by a switch, which is in the first of them; each gets its address of a /24."""
+    first, *others = machines.values()
+    first.sh("ip link add eth0 type bridge; ip link set eth0 up")
+    for number, machine in enumerate(others):
+        first.sh(
+            f"ip link add port{number} type veth peer name far{number}\n"
+            f"ip link set port{number} master eth0 up"
+        )
+        # The other end is moved from outside, where both pids are known.
+        subprocess.run(
+            ["nsenter", "-t", str(first.pid), "-n",
+             "ip", "link", "set", f"far{number}", "netns", str(machine.pid)],
+            check=True,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        )  # fmt: skip
+        machine.sh(f"ip link set far{number} name eth0; ip link set eth0 up")
+    for name, machine in machines.items():
+        machine.sh(f"ip addr add {addresses[name]}/24 dev eth0")
 
 
 def host_files() -> Iterator[str]:
