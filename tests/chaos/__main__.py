@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
+import shutil
 import signal
 import sys
 import threading
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from tests.chaos import database, page, steady
+from tests.chaos import cluster, database, page, steady
 from tests.chaos.acts import FLAVOURS, Act, Plan, script
 from tests.chaos.broken import BUILDS
 from tests.chaos.minimise import minimise
@@ -54,6 +55,12 @@ def arguments() -> argparse.Namespace:
         choices=["postgresql"],
         help="the hub's log is in a database with a standby; its own faults, no network namespaces",
     )
+    parser.add_argument(
+        "--hubs",
+        type=int,
+        choices=[3],
+        help="three hubs share a log in a database, behind HAProxy; 12 edges by default",
+    )
     parser.add_argument("--broken", choices=BUILDS, help="run a build that is broken on purpose")
     parser.add_argument("--results", type=Path, help="write reports into this folder")
     parser.add_argument(
@@ -65,8 +72,13 @@ def arguments() -> argparse.Namespace:
     asked = parser.parse_args()
     if asked.log and (asked.only or asked.minimise or asked.flavour or asked.steady):
         parser.error("--log goes with none of --only, --minimise, --flavour, --steady")
+    if asked.hubs:
+        asked.log = "cluster"
+        asked.edges = asked.edges or 12
     if asked.log and programs() is None:
-        parser.error("--log postgresql needs PostgreSQL 15 or later")
+        parser.error("--log postgresql and --hubs need PostgreSQL 15 or later")
+    if asked.hubs and shutil.which("haproxy") is None:
+        parser.error("--hubs needs HAProxy")
     return asked
 
 
@@ -114,7 +126,7 @@ def plan_of(asked: argparse.Namespace, seed: int, number: int) -> Plan:
         seed,
         max(edges, 2) if flavour == "paths" else edges,
         asked.faults,
-        2,
+        1 if flavour == "cluster" else 2,
         asked.rate,
         asked.longest,
         flavour,
@@ -125,7 +137,8 @@ def plan_of(asked: argparse.Namespace, seed: int, number: int) -> Plan:
 def again(plan: Plan, acts: list[Act] | None) -> str:
     """Return the command that does the same once more."""
     only = "" if acts is None else " --only " + ",".join(str(act.number) for act in acts)
-    how = f"--log {plan.flavour}" if plan.flavour == "postgresql" else f"--flavour {plan.flavour}"
+    hows = {"postgresql": "--log postgresql", "cluster": "--hubs 3"}
+    how = hows.get(plan.flavour, f"--flavour {plan.flavour}")
     broken = f" --broken {plan.broken}" if plan.broken else ""
     return (
         f"again: scripts/campaign --seed {plan.seed} --edges {plan.edges} --faults {plan.faults}"
@@ -181,7 +194,10 @@ def run() -> int:
             wanted = {int(word) for word in asked.only.split(",")}
             acts = [act for act in script(plan) if act.number in wanted]
         ends = until if asked.hours else 1e18
-        report = database.main(plan, ends) if asked.log else main(plan, acts, ends)
+        if asked.log:
+            report = (cluster if asked.hubs else database).main(plan, ends)
+        else:
+            report = main(plan, acts, ends)
         if asked.results is not None:
             keep(report, asked.results)
         if not report.good:

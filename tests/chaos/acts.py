@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-Flavour = Literal["plain", "tls", "clocks", "tight", "paths", "postgresql"]
+Flavour = Literal["plain", "tls", "clocks", "tight", "paths", "postgresql", "cluster"]
 FLAVOURS: tuple[Flavour, ...] = ("plain", "tls", "clocks", "tight", "paths")
 
 TOGETHER = 0.2
@@ -78,7 +78,8 @@ class Plan:
             live by wall clocks that are stepped; `tight`: the edges' logs are as small as can be,
             the hub dies while its disk is full, edges are back before the hub misses them; `paths`:
             the first two edges are linked directly too, beside the hub that relays; `postgresql`:
-            the hub's log is in a database, and other faults are made (database.py).
+            the hub's log is in a database, and other faults are made (database.py); `cluster`:
+            three hubs share it (cluster.py).
         broken: The name of a build broken on purpose (see broken.py); empty: the build as it is.
     """
 

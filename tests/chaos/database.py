@@ -152,6 +152,8 @@ def kill(server: Server) -> None:
 class DatabaseCampaign:
     """Runs a plan; a context that ends everything."""
 
+    kinds = KINDS
+
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._stack = contextlib.ExitStack()
@@ -333,7 +335,7 @@ class DatabaseCampaign:
             if time.monotonic() > ends - RESERVE_SECONDS:
                 break
             if not bag:
-                bag = [kind for kind, weight in KINDS.items() for _ in range(weight)]
+                bag = [kind for kind, weight in self.kinds.items() for _ in range(weight)]
                 self._rng.shuffle(bag)
             time.sleep(self._rng.uniform(0.5, 2.0))
             happened = self._act(number, bag.pop())

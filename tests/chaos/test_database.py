@@ -6,6 +6,7 @@ import pytest
 
 from tests.chaos.acts import Plan
 from tests.chaos.checker import Verdict
+from tests.chaos.cluster import ClusterCampaign
 from tests.chaos.database import DatabaseCampaign, Tail, excuse
 from tests.chaos.report import Report
 from tests.chaos.traffic import Ledger
@@ -39,6 +40,20 @@ def test_a_build_that_acknowledges_too_early_is_caught() -> None:
     assert not report.good
     assert sum(len(v.lost) for v in report.verdicts) > 0
     assert any("told" in line for line in report.audit)
+
+
+@needs_postgresql
+@pytest.mark.slow
+def test_hubs_that_share_a_log_lose_nothing_but_the_tail_that_is_told() -> None:
+    kinds = ("kill hub", "cut hub", "two primaries", "lost tail", "restart balancer")
+    plan = Plan(3, 3, len(kinds), 1, 60.0, flavour="cluster")
+    with ClusterCampaign(plan) as one:
+        report = one.run(kinds)
+    for line in report.lines():
+        figures.tell(f"campaign on three hubs: {line}")
+    assert report.good, "\n".join(report.lines())
+    assert report.published() > 1_000
+    assert len(report.tails) == 1
 
 
 def told(missing: list[int], log: str = "hub") -> tuple[Verdict, list[str]]:

@@ -102,11 +102,9 @@ class MemoryLog(Log):
                     state.replay(piece.batch, piece.batch.stamp, part, piece.counts)
                     if piece.batch.count and piece.batch.next > self.first:
                         tail.add(piece.batch)
-                elif isinstance(piece.change, EpochOpened):
-                    state.open_epoch(piece.change.epoch, piece.change.first)
                 else:
                     assert piece.change is not None  # a piece is a batch or a change
-                    state.put(piece.change.peer, piece.change.place)
+                    state.change(piece.change)
         Log.__init__(found, self.node, state, ids, tail)
         found.size_bytes, found.max_bytes = self.size_bytes, self.max_bytes
         found._start(new_token(self.rng), state.next)

@@ -19,7 +19,7 @@ import msgspec
 from psycopg import sql
 
 from linkd.config.settings import ClusterSettings, LogSettings, PostgresqlSettings
-from linkd.errors import LogDamaged, OutOfStep, PeerMoved
+from linkd.errors import OutOfStep, PeerMoved
 from linkd.log.base import new_token
 from linkd.log.commit import CommitBuilder, CommitGroup, PendingItem, Post, ReceivedBatch, ignore
 from linkd.log.disk_log import SNAPSHOT_RETRY_SECONDS
@@ -151,7 +151,6 @@ class SharedLog(PostgresqlLog):
         self._cluster = cluster
         self._post = post
         self.on_values: list[Callable[[list[KeptRow]], None]] = []
-        self._opened: list[str] = []  # epochs that links do not know yet
         self._must_roll = False  # a snapshot begins with the next segment
         super().__init__(node, settings, post, edges)
 
@@ -249,15 +248,12 @@ class SharedLog(PostgresqlLog):
 
     def _note_epoch(self, change: EpochOpened) -> None:
         self.epoch = change.epoch
-        self._opened.append(change.epoch)
-        self._post(self._say_epochs)
+        self._post(self._tell_of_epoch)
 
-    def _say_epochs(self) -> None:
+    def _tell_of_epoch(self) -> None:
         """Let all links be joined again, behind all that was committed with the epoch."""
-        opened, self._opened = self._opened, []
-        if opened:
-            for call in tuple(self.on_epoch):
-                call()
+        for call in tuple(self.on_epoch):
+            call()
 
     def _roll_back(self, outcome: WriteFailed) -> None:
         if isinstance(outcome.error, Overtaken):
@@ -312,9 +308,8 @@ class SharedLog(PostgresqlLog):
             self._must_roll = False
         last = self._segment_set.last
         self._writing = None if self._must_roll else last
-        if last is not None:
-            self._at = last.size
-            self._continues = segment_path(self._folder, last.number)
+        self._at = 0 if last is None else last.size
+        self._continues = segment_path(self._folder, 0 if last is None else last.number)
         self.next = self.state.next
         place = rows[-1].place if rows else self.database.place
         self.database.advance(len(rows), place, opened)
@@ -339,8 +334,7 @@ class SharedLog(PostgresqlLog):
         view, inside, stamp = memoryview(row.body), 0, 0.0
         while inside < len(view):
             frame = frame_at(view, inside, row.at, self._seed)
-            if frame is None:
-                raise LogDamaged(f"{segment_name(row.number)}: no frame at {row.at + inside}")
+            assert frame is not None, f"{segment_name(row.number)}: no frame at {row.at + inside}"
             self._apply_frame(frame, taken)
             inside, stamp = frame.end - row.at, frame.stamp
         self._segment_set.grow(row.at + len(view), stamp)
@@ -359,8 +353,8 @@ class SharedLog(PostgresqlLog):
         self._snapshots.changes.note((frame.kind, frame.flags, frame.head, b""), frame.stamp)
         if frame.kind != BATCH:
             change = change_of(frame.kind, frame.head)
-            if change is not None:
-                self._apply_change(change, taken)
+            assert change is not None
+            self._apply_change(change, taken)
             return
         segment = self._segment_set.segments[-1]
         batch, opened = batch_of(frame, segment.node, segment.log)
@@ -430,11 +424,9 @@ class SharedLog(PostgresqlLog):
         if gone:
             self._roller.forget(gone)
             self._near_limit = False
-            first = self._segment_set.segments[0].first
-            if first > self.first:
-                self.first = first
-                self._tail.forget(first)
-                self._call(self.on_trim, first)
+            self.first = self._segment_set.segments[0].first
+            self._tail.forget(self.first)
+            self._call(self.on_trim, self.first)
 
     def _find_bases(self) -> None:
         """Find the snapshots that the last keeper left; runs in the reader's thread."""

@@ -61,6 +61,13 @@ def test_offsets_count_from_one_without_holes(bench: Any) -> None:
     assert bodies(bench.log.read(1, 1 << 20)) == [b"a", b"b", b"c", b"d"]
 
 
+def test_a_peer_can_be_held(bench: Any) -> None:
+    got: list[Any] = []
+    bench.log.hold("hub", "boot", 1, got.append)
+    bench.until(lambda: got)
+    assert got == [Appended(1, 0)]
+
+
 def test_what_is_read_carries_origin_epoch_and_stamp(bench: Any) -> None:
     append(bench, draft(b"a", ttl=5.0, time=7.0))
     (batch,) = bench.log.read(1, 1)

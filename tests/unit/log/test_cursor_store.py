@@ -520,3 +520,15 @@ def test_cursors_in_memory_are_carried_and_close_at_once() -> None:
     assert [(each[0], each[2]) for each in carried] == [("edge", 7)]
     cursors.close(lambda: closed.append(True))
     assert closed == [True]
+
+
+def test_values_are_shared_within_one_process() -> None:
+    cursors, done = CursorStore(), list[Any]()
+    cursors.share("token", "x", b"1")
+    cursors.share("token", "y", b"2", done.append)
+    cursors.share("token", "x", None)
+    assert cursors.shared("token") == {"y": b"2"}
+    cursors.refresh(lambda: done.append("known"))
+    cursors.create_consumer(Consumer("socket", "billing", 3, ("orders",)))
+    assert ("socket", "billing") in cursors.consumers()
+    assert done == [None, "known"]

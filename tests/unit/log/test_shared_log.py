@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from linkd.config import LogSettings
 from linkd.config.settings import ClusterSettings
-from linkd.errors import LogDamaged, LogLost, OutOfStep, PeerMoved, Unavailable
+from linkd.errors import LogClosed, LogDamaged, LogLost, OutOfStep, PeerMoved, Unavailable
 from linkd.log import open_cursors, open_log
 from linkd.log.files import DiskFiles, Environment
 from linkd.log.interface import Appended, Consumer, PeerCursor
@@ -23,6 +24,11 @@ from linkd.protocol.records import Batch, NewRecords
 from tests.support.logs import bodies, draft, everything, numbered, received
 from tests.support.postgresql import Server, needs_postgresql, server, settings
 from tests.support.turns import Turns
+
+try:
+    from linkd.log.postgresql.shared_database import SharedDatabase
+except ImportError:
+    SharedDatabase = None  # type: ignore[assignment,misc]
 
 pytestmark = needs_postgresql
 
@@ -626,3 +632,312 @@ def test_what_was_removed_is_forgotten_after_an_hour(
     of_a.done(of_a.store.share, "token", "x", None)
     a.until(lambda: ask("select count(*) from linkd.kept where kind = 'token'") == (0,))
     of_a.close()
+
+
+def test_a_consumer_that_is_new_here_and_known_elsewhere_keeps_its_cursor(make: Made) -> None:
+    a, b = make("a"), make("b")
+    of_a, of_b = Cursors(a), Cursors(b)
+    b.log._follower._changed = lambda rows: None  # it sees nothing
+    billing = Consumer("socket", "billing", 3, ("orders",))
+    assert of_a.done(of_a.store.set_consumer, billing) is None
+    of_b.store.create_consumer(Consumer("socket", "billing", 90, ("orders",)))
+    of_b.store.create_consumer(Consumer("socket", "other", 90, ("orders",)))
+    assert of_b.done(of_b.store.share, "reader", "socket/billing", b"b") is None
+    known: list[bool] = []
+    of_b.store.refresh(lambda: known.append(True))
+    b.until(lambda: known)
+    assert of_b.store.consumers()[billing.key] == billing
+    assert of_b.store.consumers()["socket", "other"].next == 90
+    b.log.wake()
+    for one in (of_a, of_b):
+        one.close()
+
+
+def test_what_is_older_than_our_own_change_is_left_out(make: Made) -> None:
+    from linkd.log.postgresql.shared_database import KeptRow
+
+    a = make("a")
+    of_a = Cursors(a)
+    store = of_a.store
+    assert of_a.done(store.share, "token", "x", b"1") is None
+    seen: list[Any] = []
+    store.watch("token", lambda *what: seen.append(what))
+    store._changed_elsewhere([KeptRow("token", "x", b"0", 1)])
+    store.share("token", "x", b"2")
+    store._changed_elsewhere([KeptRow("token", "x", b"0", 1 << 60)])
+    assert not seen
+    store._flying = {}
+    assert of_a.done(store.share, "token", "x", b"3") is None
+    store._changed_elsewhere([KeptRow("token", "x", b"3", 1 << 60)])  # it was seen already
+    assert not seen
+    encode = msgspec.msgpack.encode
+    a.hold("edge", 1)
+    store.set_peer(PeerCursor("edge", 1, 7))
+    store._changed_elsewhere([KeptRow("peer", "edge", encode(PeerCursor("edge", 1, 2)), 1 << 60)])
+    moved: list[Any] = []
+    store.on_peer.append(moved.append)
+    other = KeptRow("peer", "other", encode(PeerCursor("other", 1, 2)), 1 << 60)
+    store._changed_elsewhere([other])
+    store._changed_elsewhere([other])
+    assert moved == [PeerCursor("other", 1, 2)]
+    assert store.peers["edge"].acked == 7
+    store._changed_elsewhere([KeptRow("peer", "other", None, 1 << 60)])
+    assert "other" not in store.peers
+    billing = Consumer("socket", "billing", 5, ("orders",))
+    store.set_consumer(billing)
+    older = Consumer("socket", "billing", 4, ("orders",))
+    store._changed_elsewhere([KeptRow("consumer", "socket/billing", encode(older), 1 << 60)])
+    assert store.consumers()[billing.key] == billing
+    gone: list[Any] = []
+    store.on_removed.append(gone.append)
+    store._changed_elsewhere([KeptRow("consumer", "socket/unknown", None, 1 << 60)])
+    assert not gone
+    of_a.close()
+
+
+def test_rows_of_a_daemon_that_was_alone_and_of_others_are_read_or_left_out(make: Made) -> None:
+    encode = msgspec.msgpack.encode
+    a = make("a")
+    with server().connect("shared") as connection:
+        for kind, key, value in (
+            ("event", "1", b"alone"),
+            ("event@b", "2", b"b's"),
+            ("peer", "edge", encode(PeerCursor("edge", 1, 5))),
+            ("token", "x", b"1"),
+        ):
+            connection.execute(
+                "insert into linkd.kept (kind, key, value) values (%s, %s, %s)", (kind, key, value)
+            )
+        connection.execute("insert into linkd.kept (kind, key) values ('token', 'gone')")
+    of_a = Cursors(a)
+    assert of_a.store.events() == []
+    assert of_a.store.peers == {"edge": PeerCursor("edge", 1, 5)}
+    assert of_a.store.shared("token") == {"x": b"1"}
+    of_a.close()
+
+
+def test_a_refused_row_is_an_error_of_the_disk(make: Made) -> None:
+    a, b = make("a"), make("b")
+    a.append(draft(b"1"))
+    (number,) = ask("select id from linkd.file where name like '%.log'")
+    ask(f"revoke insert on linkd.piece_{number} from linkd")
+    (refused,) = a.append(draft(b"2"))
+    assert "permission denied" in str(refused)
+    a.log.database._turns = 4  # also in a turn
+    a.until(lambda: a.log.full is None or not a.log.look())
+    ask(f"grant insert on linkd.piece_{number} to linkd")
+    a.until(lambda: a.log.full is None)
+    assert a.append(draft(b"3"))[0].count == 1
+    same(a, b)
+    assert a.bodies() == [b"1", b"3"]
+
+
+def test_a_commit_that_the_standby_has_not_confirmed_is_asked_for_again(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = make("a")
+    database, confirmed = a.log.database, list[Any]()
+    insert, confirm = database._insert, database._confirm
+
+    def doubtful(*arguments: Any) -> Any:
+        file = insert(*arguments)
+        database._is_doubtful = True
+        return file
+
+    monkeypatch.setattr(database, "_insert", doubtful)
+    monkeypatch.setattr(database, "_confirm", lambda of: confirmed.append(of) or confirm(of))
+    assert a.append(draft(b"1")) == [Appended(1, 1)]
+    assert len(confirmed) == 1
+
+
+def test_a_new_segment_whose_commit_failed_is_written_again(make: Made) -> None:
+    a = make("a", segment_bytes=1 << 20)
+    a.append(draft(bytes(700_000)))
+    a.append(draft(bytes(700_000)))
+    connection = a.log.database._main
+    execute = connection.execute
+
+    def broken(statement: Any, *more: Any, **named: Any) -> Any:
+        if "create_file" in str(statement):
+            connection.close()
+        return execute(statement, *more, **named)
+
+    connection.execute = broken
+    assert a.append(draft(b"next")) == [Appended(3, 1)]
+    assert a.bodies()[-1] == b"next"
+
+
+def test_an_instance_that_is_far_behind_catches_up_in_steps(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = make("a"), make("b")
+    same(a, b)
+    monkeypatch.setattr("linkd.log.postgresql.shared_database.BEHIND_ROWS", 2)
+    a.log._follower._ends = True
+    a.log._follower.wake()
+    a.log._follower._thread.join()
+    for number in range(15):
+        b.append(draft(b"%d" % number))
+    assert a.append(draft(b"a"))[0].offset == 16
+    assert a.log.next == 17
+    assert b.append(draft(b"b"))[0].offset == 17
+
+
+def test_what_waits_while_another_was_quicker_is_not_stored_by_a_node_that_stops(
+    make: Made,
+) -> None:
+    a, b = make("a"), make("b")
+    same(a, b)
+    a.log._follower._ends = True
+    a.log._follower.wake()
+    a.log._follower._thread.join()
+    b.append(draft(b"b"))
+    got: list[Any] = []
+    a.log.append(draft(b"a"), got.append)
+    a.close()
+    assert isinstance(got[0], LogClosed)
+    b.append(draft(b"c"))
+    assert b.bodies() == [b"b", b"c"]
+
+
+def test_an_instance_that_lost_its_name_ends(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    from linkd.log.postgresql.database import LOCK
+    from linkd.log.postgresql.shared_database import INSTANCES
+
+    died: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda what: died.append(what.exc_value))
+    a, b = make("a"), make("b")
+    told: list[Any] = []
+    a.log.on_notice.append(told.append)
+    other = server().connect("shared", "linkd")
+    ask(
+        "select pg_terminate_backend(pid, 2000) from pg_stat_activity"
+        " where application_name = 'linkd/a'"
+    )
+    other.execute(
+        "select pg_advisory_lock_shared(%s), pg_advisory_lock(%s::int, %s::int)",
+        (LOCK, INSTANCES, a.log.database.number),
+    )
+    a.until(lambda: told)
+    assert told[0].event == "log.fenced"
+    assert "another linkd runs as the instance a" in told[0].detail
+    a.log._follower._ends = True
+    a.others.remove(a)
+    other.close()
+    assert b.append(draft(b"1"))[0].count == 1
+
+
+def test_a_database_without_what_was_confirmed_is_noticed(make: Made) -> None:
+    from linkd.log.postgresql.files import StoredFile
+
+    a = make("a")
+    a.append(draft(b"1"))
+    database, lost = a.log.database, list[Any]()
+    database.lost = lost.append
+    with pytest.raises(LogLost, match="the newest are gone"):
+        database.verify(
+            database._main, msgspec.structs.replace(database.place, file=StoredFile(10**6, True))
+        )
+    database._commits += 2
+    with pytest.raises(LogLost, match="2 are gone"):
+        database._count(database._main)
+    connection = database.connect()
+    database._commits -= 4  # as if rows were missing
+    with pytest.raises(LogLost, match="some are gone"):
+        database._take_turn(connection, a.log._shared)
+    connection.close()
+    database._commits += 2
+    assert len(lost) == 3
+
+
+def test_a_row_without_an_epoch_for_it_is_met_in_a_turn(make: Made) -> None:
+    a, b = make("a"), make("b")
+    same(a, b)
+    ask("update linkd.log set incarnation = ''")  # as an instance does that finds itself alone
+    assert a.append(draft(b"1"))[0].count == 1
+    same(a, b)
+    assert len(a.log.state.epochs()) == 2
+
+
+def test_a_start_that_fails_lets_the_others_write(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = make("a")
+
+    def fails(*_: Any) -> None:
+        raise LogDamaged("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("linkd.log.disk_log.begin", fails)
+        with pytest.raises(LogDamaged, match="no"):
+            Instance(server(), "shared", "b")
+    assert a.append(draft(b"1")) == [Appended(1, 1)]
+    fence, tries = SharedDatabase._fence_off, list[int]()
+
+    def late(self: Any, connection: Any) -> tuple[int, int]:
+        """Let another instance start between the two steps, once."""
+        found, commits = fence(self, connection)
+        tries.append(found)
+        return (found - 1 if len(tries) == 1 else found), commits
+
+    monkeypatch.setattr(SharedDatabase, "_fence_off", late)
+    b = make("b")
+    assert len(tries) == 2
+    same(a, b)
+
+
+def test_a_segment_cannot_be_repaired_or_cut_while_others_use_it(make: Made) -> None:
+    a = make("a")
+    a.append(draft(b"1"))
+    with pytest.raises(LogDamaged, match="restore that from a backup"):
+        a.log._reads._make_repairer()
+    files = a.log._shared
+    a.until(lambda: a.log.is_keeper)
+    fd = files.open(files.root / "note", create=True)
+    files.write(fd, 0, [b"1234"])
+    files.truncate(fd, 2)
+    assert (files.root / "note").read_bytes() == b"12"
+    files.unlink(files.root / "note")
+
+
+def test_an_instance_ceases_to_be_the_keeper_where_another_has_become_it(make: Made) -> None:
+    from linkd.log.postgresql.shared_database import Kept
+
+    a = make("a")
+    a.until(lambda: a.log.is_keeper)
+    kept = Kept(a.log._roller.identity, 0, 0)
+    a.log._take_kept(kept)
+    assert not a.log.is_keeper
+    a.until(lambda: a.log.is_keeper)
+    a.log._no_snapshot(OSError(5, "it is broken"))
+    assert "no snapshot of the state could be made" in a.log.notices[-1].detail
+    a.log._no_snapshot(OSError(1, "another linkd has this log"))
+    assert a.log._snapshot_failed < a.log._monotonic() - 8.0
+
+
+def test_received_batches_wait_behind_what_others_wrote(make: Made) -> None:
+    a, b = make("a"), make("b")
+    a.hold("edge", 1)
+    same(a, b)
+    got: list[Any] = []
+    a.others.remove(a)
+    b.append(draft(b"b"))
+    a.log.store(received(1, 2, b"1", peer="edge"), got.append)
+    a.log.store(received(2, 2, peer="edge"), got.append)
+    a.log.store(received(2, 3, b"2", peer="edge"), got.append)
+    a.others.append(a)
+    a.until(lambda: len(got) == 3)
+    assert [one.count for one in got] == [1, 0, 1]
+    same(a, b)
+    assert b.log.cursor("edge") == a.log.cursor("edge")
+
+
+def test_a_log_whose_database_is_away_can_be_closed(fragile: Made, crashing: Server) -> None:
+    a = fragile("a")
+    crashing.kill()
+    got: list[Any] = []
+    a.log.append(draft(b"1"), got.append)
+    a.until(lambda: a.log.database.trouble)
+    a.close()
+    assert got[0].is_unknown
+    crashing.start()
