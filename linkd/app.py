@@ -42,7 +42,7 @@ from linkd.node.outages import Outages
 from linkd.pairing.client import Renewal
 from linkd.pairing.messages import PairingHooks
 from linkd.pairing.server import PairingServer, local_call
-from linkd.preflight import CertificateEnd, certificate_ends, check_files
+from linkd.preflight import CertificateEnd, certificate_ends, check_files, key_fingerprints
 
 MAX_WAITING: Final = 256
 
@@ -290,6 +290,9 @@ class Application:
         self._worker.call(self._certificate_ends).addCallbacks(
             self._keep_certificate_ends, lambda _: None
         )
+        if self.node.instances is not None:
+            fingerprints = self._worker.call(key_fingerprints, self.config)
+            fingerprints.addCallbacks(self.node.instances.set_keys, lambda _: None)
         return self._worker.call(check_files, self.config).addCallbacks(
             self._warn_of_files, lambda _: None
         )

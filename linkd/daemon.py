@@ -401,7 +401,8 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
 
     try:
         config = load(paths())  # the command reports errors in it: the log is not set up yet
-        installed = events.install(sys.stderr, log_format, least)
+        instance = None if config.cluster is None else config.cluster.instance
+        installed = events.install(sys.stderr, log_format, least, instance)
         with_files(config)
         lock = lock_state_dir(config.node.state_dir)
         remove_stale_socket(config.api.socket)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -13,7 +14,7 @@ from linkd.config import Config
 from linkd.config.addresses import parse_url
 from linkd.errors import ConfigError, Unavailable
 from linkd.net.auth import load_secret
-from linkd.net.certificates import load_certificates, load_key_pair
+from linkd.net.certificates import load_certificates, load_key_pair, public_bytes
 from linkd.net.proxy import choose_proxy, load_credentials
 from linkd.net.tls import AUTHORITY_FILE
 from linkd.status import CertificateRole
@@ -66,6 +67,31 @@ def certificate_ends(config: Config) -> list[CertificateEnd]:
             # Of a chain all must be valid, of trusted authorities one.
             first = min(ends) if role in ("own", "api") else max(ends)
             found.append(CertificateEnd(role, name, first))
+    return found
+
+
+def key_fingerprints(config: Config) -> dict[str, str]:
+    """Return a fingerprint of each private key, by the setting of its certificate.
+
+    Instances of one node have the same private keys. Unreadable files are skipped. It is the first
+    64 bits of a SHA-256 of the SubjectPublicKeyInfo: a certificate that was renewed for the same
+    key has the same.
+    """
+    listen, place = config.listen, Path(config.node.state_dir) / "pairing"
+    files: dict[str, str | Path | None] = {"api.certificate": config.api.certificate}
+    if listen is not None:
+        files["listen.certificate"] = listen.certificate
+        if (place / AUTHORITY_FILE).exists():
+            files["authority of pairing"] = place / AUTHORITY_FILE
+    for peer in config.peers:
+        files[f"certificate of the peer {peer.name}"] = peer.certificate
+    found = {}
+    for setting, path in files.items():
+        if path is None:
+            continue
+        with suppress(ConfigError, Unavailable, OSError):
+            key = load_certificates(path)[0].public_key()
+            found[setting] = hashlib.sha256(public_bytes(key)).hexdigest()[:16]
     return found
 
 

@@ -13,6 +13,8 @@ LinkState = Literal[
     "stopped", "connecting", "opening", "resuming", "up", "waiting", "rejected", "diverged"
 ]
 
+InstanceState = Literal["up", "draining", "stopped", "silent"]
+
 
 class LogStatus(msgspec.Struct, frozen=True):
     """The log: oldest offset, next offset, bytes on disk and their bound.
@@ -86,11 +88,13 @@ class LinkStatus(msgspec.Struct, frozen=True):
     by how much the peer's wall clock is ahead of ours, at least: what the way of its hello explains
     is left out; null while it is not up, or where the peer does not report its clock. At
     `silence_limit_seconds` of silence the link is given up; null without a connection.
+    `instance`: of several that serve the node, the one whose link it is: that has it, had it last
+    or dials it. `unknown`: that one is silent. Records are those of the instance that answers.
     """
 
     peer: str
     role: Literal["dialer", "listener"]
-    state: LinkState
+    state: LinkState | Literal["unknown"]
     since_seconds: float
     generation: str | None
     address: str | None
@@ -121,6 +125,7 @@ class LinkStatus(msgspec.Struct, frozen=True):
     compressed: bool | None = None
     clock_skew_seconds: float | None = None
     silence_limit_seconds: float | None = None
+    instance: str | None = None
 
 
 class LinkHistory(msgspec.Struct, frozen=True):
@@ -180,7 +185,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     link's, for as long as it lasts: `status --check` is WARNING meanwhile. `absent` has the peers
     whose `[[peer]]` is missing, `refused` the connections that were refused in the last
     hour, newest first; `certificates` lists when those in files end, and those of paired peers.
-    `draining`: it takes no links (`linkd drain`).
+    `draining`: it takes no links (`linkd drain`). `instance`: the one that answers, of several that
+    serve the node; `log` and `links` are those of all.
     """
 
     node: str
@@ -194,6 +200,38 @@ class NodeStatus(msgspec.Struct, frozen=True):
     refused: list[RefusedConnection] = []
     certificates: list[CertificateStatus] = []
     draining: bool = False
+    instance: str | None = None
+
+
+class InstanceStatus(msgspec.Struct, frozen=True):
+    """One of the instances that serve a node, as it last wrote of itself.
+
+    `state`: `draining` (it takes no links), `stopped` (by its operator), `silent` (it has written
+    nothing for more than 15 s, or not since the instance that answers has started). `here`: it
+    answers. `keeper`: it deletes what nobody needs any more, and dials. `seen_seconds`: since it
+    wrote, at `time` by its clock; null if that was before the start. `links` counts those that are
+    up there. `peers` is a checksum of its `[[peer]]` tables, without paths; `keys` has, for each
+    setting of a certificate, a fingerprint of the public key. `differs` has a sentence for each
+    thing that must be the same here and there, and is not.
+    """
+
+    instance: str
+    run: str
+    version: str
+    state: InstanceState
+    here: bool
+    keeper: bool
+    host: str
+    api: str | None
+    uptime_seconds: float
+    seen_seconds: float | None
+    time: str
+    log_time: str
+    log_next: int
+    links: int
+    peers: str
+    keys: dict[str, str] = {}
+    differs: list[str] = []
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -201,6 +239,7 @@ class Event(msgspec.Struct, frozen=True):
 
     `number` counts them, over restarts too; `owner` has the consumer that it is about. An attempt's
     event represents all `count` of one outage that had the same result, from `time` to `until`.
+    `instance`: where it happened, of several that serve the node.
     """
 
     number: int
@@ -215,6 +254,7 @@ class Event(msgspec.Struct, frozen=True):
     owner: str | None = None
     count: int = 1
     until: str | None = None
+    instance: str | None = None
 
 
 class Outage(msgspec.Struct, frozen=True):

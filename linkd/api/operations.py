@@ -105,6 +105,12 @@ async def status(api: ApiServer, call: Call) -> Response:
     return answer(api.node.status(links, call.caller.visible_owner))
 
 
+async def instances(api: ApiServer, _: Call) -> Response:
+    """Answer the instances that serve this node; none where it is one without a name."""
+    found = api.node.instances
+    return answer({"instances": [] if found is None else found.statuses()})
+
+
 async def events(api: ApiServer, call: Call) -> Response | None:
     """Answer the remembered changes, or follow them."""
     after, last = call.number("after", 0), last_event(call)

@@ -16,7 +16,14 @@ from linkd.api.http import Response
 from linkd.config.settings import CONSUMER_NAME_PATTERN, NAME_PATTERN
 from linkd.protocol.channels import CHANNEL_PATTERN, CHANNELS_PATTERN
 from linkd.protocol.records import HEADER_VALUE_PATTERN
-from linkd.status import Availability, Event, LinkHistory, NodeStatus, Outage
+from linkd.status import (
+    Availability,
+    Event,
+    InstanceStatus,
+    LinkHistory,
+    NodeStatus,
+    Outage,
+)
 from linkd.version import VERSION
 
 if TYPE_CHECKING:
@@ -279,6 +286,13 @@ ROUTES: tuple[Route, ...] = (
         "The state of node and links.",
         {200: "The status."},
         operations.status,
+        available_while_starting=True,
+    ),
+    Route(
+        "GET /v1/instances",
+        "The instances that serve this node, where `[cluster]` is set.",
+        {200: "The instances, by name; an empty list without `[cluster]`."},
+        operations.instances,
         available_while_starting=True,
     ),
     Route(
@@ -658,7 +672,7 @@ def describe() -> dict[str, Any]:
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     _, schemas = msgspec.json.schema_components(
-        (NodeStatus, Event, Outage, Availability, LinkHistory),
+        (NodeStatus, Event, Outage, Availability, LinkHistory, InstanceStatus),
         ref_template="#/components/schemas/{name}",
     )
     return {
@@ -773,6 +787,7 @@ def _responses(route: Route) -> dict[str, Any]:
 _STRUCTS = {"/v1/status": "NodeStatus", "/v1/peers/{name}/history": "LinkHistory"}
 _LISTS = {
     "/v1/events": {"events": "Event"},
+    "/v1/instances": {"instances": "InstanceStatus"},
     "/v1/outages": {"outages": "Outage", "availability": "Availability"},
 }
 """Answers that are structs, by path; and those that are lists of structs: path, key, struct."""

@@ -16,7 +16,7 @@ from twisted.logger import Logger, LogLevel
 Level = Literal["debug", "info", "warn", "error"]
 Shown = Literal["", "event", "loss"]
 
-COMMON_FIELDS = ("peer", "generation", "address", "old", "new", "reason", "detail")
+COMMON_FIELDS = ("instance", "peer", "generation", "address", "old", "new", "reason", "detail")
 """Fields that any line may have, in this order, ahead of its own."""
 
 
@@ -57,6 +57,9 @@ _ROWS = (
     warn("node.drain-started", "links", shown="event"),
     info("node.drained", "drain_seconds", shown="event"),
     info("node.drain-undone", shown="event"),
+    info("instance.seen", "other", shown="event"),
+    info("instance.stopped", "other", shown="event"),
+    warn("instance.silent", "other", shown="event"),
     info("node.stopping", "signal"),
     info("node.stopped", "stop_seconds"),
     info("node.reloaded", "changes"),

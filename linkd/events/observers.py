@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, TextIO, cast
 
 import msgspec
@@ -227,6 +228,7 @@ class Observer:
         form: How they look.
         least: Lines below this level are left out.
         clock: Monotonic seconds, for folding.
+        common: Fields that every line has.
     """
 
     def __init__(
@@ -235,8 +237,10 @@ class Observer:
         form: LineForm = TEXT_LINES,
         least: Level = "info",
         clock: Callable[[], float] = time.monotonic,
+        common: Fields = MappingProxyType({}),
     ) -> None:
         self._put = put
+        self._common = common
         self._form = form
         self._least = _ORDER.index(least)
         self._clock = clock
@@ -276,6 +280,8 @@ class Observer:
     def _write(self, event: str, fields: Fields, stamp: float) -> None:
         """Write one line."""
         level = self._levels[event]
+        if self._common:
+            fields = {**self._common, **fields}
         line = self._form.line(event, fields, level, stamp)
         self._put(line, level == "error", self._form.fields(event, fields))
 
@@ -302,15 +308,18 @@ def to_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
-def install(stream: TextIO, format: Format = "text", least: Level = "info") -> Installed:
+def install(
+    stream: TextIO, format: Format = "text", least: Level = "info", instance: str | None = None
+) -> Installed:
     """Write all log events from now on to `stream`, and what is printed to `sys.stderr` too.
 
     If the journal reads `stream`, they are sent to it by its own protocol, with fields. What waits
-    when the process exits is written then.
+    when the process exits is written then. With `instance` every line has that field.
     """
     form = LineForm(format, to_journal(stream, os.environ))
     sink = LineSink(stream.fileno(), form.dropped, Journal() if form.journal else None)
-    observer = Observer(sink.put, form, least)
+    common = {} if instance is None else {"instance": instance}
+    observer = Observer(sink.put, form, least, common=common)
     leave_out(*_ORDER[: _ORDER.index(least)])
     sys.stderr = cast(TextIO, sink)
     installed = Installed(observer, sink)

@@ -263,6 +263,11 @@ class Log(ABC):
         """
         settled(Appended(self.next, 0))
 
+    def holder(self, peer: str) -> str | None:
+        """Return the instance's run that has a peer's connection, or had the last one, if known."""
+        held = self.state.holders.get(peer)
+        return None if held is None else held.holder
+
     def held(self, peer: str | None = None) -> int:
         """Return the bytes of received batches that are not on disk: of one peer, or of all."""
         return self._held_bytes if peer is None else self._held.get(peer, 0)

@@ -196,7 +196,7 @@ def load_key_pair(certificate: Path | str, key: Path | str) -> KeyPair:
         private = serialization.load_pem_private_key(_read(key), password=None)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{key}: expected an unencrypted private key: {error}") from None
-    if _public_bytes(private.public_key()) != _public_bytes(leaf.public_key()):
+    if public_bytes(private.public_key()) != public_bytes(leaf.public_key()):
         raise ConfigError(f"{key}: this key does not belong to the certificate in {certificate}")
     return KeyPair(leaf, chain, private)
 
@@ -226,7 +226,8 @@ def _read(path: Path | str) -> bytes:
         raise unusable(f"{path}: cannot read it", error) from None
 
 
-def _public_bytes(key: PublicKeyTypes) -> bytes:
+def public_bytes(key: PublicKeyTypes) -> bytes:
+    """Return a key's SubjectPublicKeyInfo in DER."""
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return key.public_bytes(serialization.Encoding.DER, form)
 

@@ -106,9 +106,13 @@ class EventBuffer:
     Args:
         store: Where they are kept; rows that cannot be decoded are removed.
         most: How many are kept.
+
+    Attributes:
+        instance: Of several that serve the node, the one whose events these are.
     """
 
     def __init__(self, store: CursorStore, most: int = MOST_EVENTS) -> None:
+        self.instance: str | None = None
         self._store = store
         self._most = most
         self._events: dict[int, Event] = {}
@@ -131,6 +135,7 @@ class EventBuffer:
         self._number += 1
         names = ("peer", "generation", "old", "new", "reason", "detail", "owner")
         same: Any = {name: fields.get(name) for name in names}
+        same["instance"] = self.instance
         made = Event(number=self._number, time=rfc3339(wall()), event=event, **same)
         self._keep(self._folded(made))
         for follower in list(self._followers):

@@ -366,13 +366,16 @@ class Links:
             self._waits[cursor.peer].acked(cursor.acked)
 
     def share_dialing(self) -> None:
-        """Dial from the instance that keeps the log alone; called about once a second."""
-        dials = self._node.log.is_keeper
+        """Dial from one instance alone; called about once a second."""
+        instances = self._node.instances
+        if instances is None or self._node.drain.active:
+            return  # a drain ends the links itself
+        dials = instances.should_dial()
         for driver in self.drivers.values():
             if driver.dialer is not None and dials != (driver.link.state != "stopped"):
-                if dials and not self._node.drain.active:
+                if dials:
                     driver.start()
-                elif not dials:
+                else:
                     driver.stop("another instance of this node dials it")
 
     # -- life ---------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from linkd.net.dialer import LinkDialer
 from linkd.net.timers import call_when_idle, cancel
 from linkd.node.dispatcher import ChannelRules, Dispatcher, VolatileSequence, messages_of
 from linkd.node.history import History, LinkRecorder, Strangers
+from linkd.node.instances import instances_of
 from linkd.node.link_driver import LinkDriver
 from linkd.node.links import Held, Links
 from linkd.node.outages import Outages
@@ -126,6 +127,7 @@ class Node:
         log_event: Logs an event; losses and selected events are also stored.
         forget_outages: Removes the outages of a peer whose cursor is gone.
         certificates: Those in files and of paired peers: role, peer, Unix seconds of the end.
+        instances: Those that serve this node, where there may be several.
     """
 
     def __init__(
@@ -167,6 +169,7 @@ class Node:
         self._history = History()
         self._rules = ChannelRules(config.channels)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
+        self.instances = instances_of(self, config.cluster, stores.cursors)
         self.dispatcher = Dispatcher(
             log, self.links.drivers, self.subscriptions, self.count, call_when_idle(clock)
         )
@@ -183,6 +186,8 @@ class Node:
         self.links.start(self.config.peers)
         self.subscriptions.log_orphans()
         self.starting = False
+        if self.instances is not None:
+            self.instances.start()
         self._tick.start(_TICK_SECONDS, now=False)
 
     def stop(self, detail: str) -> Deferred[None]:
@@ -193,6 +198,8 @@ class Node:
         self.subscriptions.stop()
         self.drain.stop()
         self.links.stop(detail)
+        if self.instances is not None:
+            self.instances.stop()
         done: Deferred[None] = Deferred()
         self._cursors.close(lambda: self.log.close(lambda: done.callback(None)))
         return done
@@ -304,6 +311,8 @@ class Node:
         if whole_second and self.log.is_keeper:
             self.subscriptions.move_on()
         self.log.release(self._low_water())
+        if whole_second and self.instances is not None:
+            self.instances.tick()
         if whole_second:
             self.subscriptions.age()
 
@@ -413,6 +422,7 @@ class Node:
                 for role, peer, ends in self.certificates
             ],
             draining=self.drain.active,
+            instance=None if self.instances is None else self.instances.name,
         )
 
     def link_status(self, peer: str) -> LinkStatus | None:
@@ -421,6 +431,11 @@ class Node:
         return None if driver is None else self._link_status(driver)
 
     def _link_status(self, driver: LinkDriver) -> LinkStatus:
+        own = self.own_link(driver)
+        return own if self.instances is None else self.instances.link(own)
+
+    def own_link(self, driver: LinkDriver) -> LinkStatus:
+        """Return what a link is at this instance."""
         outage = self._outages.current(driver.peer, self.clock.seconds())
         return driver.status(outage, self._outages.last_reason(driver.peer))
 

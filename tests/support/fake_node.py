@@ -25,6 +25,8 @@ from linkd.status import (
     Availability,
     CertificateStatus,
     Event,
+    InstanceState,
+    InstanceStatus,
     LinkHistory,
     LinkStatus,
     LogStatus,
@@ -92,6 +94,7 @@ class FakeNode:
         self.starting = False
         self.stopping = False
         self.drain = SimpleNamespace(active=False)
+        self.instances: Any = None
         self.links = FakeLinks()
         self.published: list[NewRecords] = []
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -308,6 +311,16 @@ def make_config(directory: Path, **api: Any) -> Config:
         channels=(ChannelSettings(name="telemetry.>", delivery="volatile"),),
         limits=LimitSettings(subscriptions=256),
     )
+
+
+def instance(name: str, state: InstanceState = "up", **more: Any) -> InstanceStatus:
+    """Return the status of an instance."""
+    fields: dict[str, Any] = {
+        "here": False, "keeper": False, "host": f"{name}.example.net", "api": None,
+        "uptime_seconds": 3605.0, "seen_seconds": 1.5, "time": "2026-12-01T12:00:00.000Z",
+        "log_time": "2026-12-01T12:00:00.000Z", "log_next": 7, "links": 3, "peers": "0" * 16,
+    } | more  # fmt: skip
+    return InstanceStatus(instance=name, run="r", version="0.1.0", state=state, **fields)
 
 
 def now() -> float:

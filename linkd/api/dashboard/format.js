@@ -3,7 +3,7 @@
 
 export const DASH = "–";
 
-const TONES = { up: "good", resuming: "warn", stopped: "off" };
+const TONES = { up: "good", resuming: "warn", unknown: "warn", stopped: "off" };
 
 /** How a link's state looks: good, warn, off or bad. @param {string} state */
 export function tone(state) {

@@ -27,6 +27,7 @@ const EXPIRES = 14 * DAY;
 /** @param {any} link */
 function facts(link) {
   return [
+    link.instance && `at ${link.instance}`,
     link.role === "dialer" ? "we dial" : "they dial",
     link.address,
     link.peer_version,
@@ -74,7 +75,7 @@ export class LinkCard {
     this.link = link;
     this.shownAt = at;
     // By the node's count, since this host's clock may be another one.
-    if (link.state === "up") this.fell = null;
+    if (link.state === "up" || link.state === "unknown") this.fell = null;
     else if (typeof link.down_seconds === "number") this.fell = at - link.down_seconds * 1000;
     else this.fell ??= at - link.since_seconds * 1000;
     this.element.dataset.tone = tone(link.state);

@@ -243,14 +243,15 @@ class Dashboard {
   /** @param {any[]} links */
   headline(links) {
     const down = links.filter(({ state }) => state !== "up");
+    const some = down.some(({ state }) => state === "unknown") ? "down or unknown" : "down";
     const text = links.length === 0
       ? "No links are configured"
       : down.length === 0
         ? ["The link is up", "Both links are up"][links.length - 1] ?? `All ${links.length} links are up`
-        : down.length === 1 ? `The link to ${down[0].peer} is down` : `${down.length} of ${links.length} links are down`;
+        : down.length === 1 ? `The link to ${down[0].peer} is ${down[0].state === "unknown" ? "unknown" : "down"}` : `${down.length} of ${links.length} links are ${some}`;
     setText(byId("headline"), text);
     byId("summary").dataset.tone = down.length ? "bad" : "good";
-    document.title = `${down.length ? "▼ " : ""}${this.status.node} · linkd`;
+    document.title = `${down.length ? "▼ " : ""}${this.status.node}${this.status.instance ? ` at ${this.status.instance}` : ""} · linkd`;
   }
 
   /** What is known of our own connection to the node. @param {import("./linkd.js").Status} status */

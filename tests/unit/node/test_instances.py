@@ -1,0 +1,381 @@
+"""Any instance shows the whole node, and never as up what it cannot know."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from twisted.internet.task import Clock
+
+from linkd.config import Config, NodeSettings, PeerSettings
+from linkd.config.settings import ApiSettings, ClusterSettings
+from linkd.log.state import PeerHeld
+from linkd.node import LinkDriver, Node, Stores
+from linkd.node.instances import (
+    FORGET_SECONDS,
+    INSTANCE,
+    SILENT_SECONDS,
+    decode_note,
+    differences,
+    peers_checksum,
+)
+from linkd.node.outages import Outages
+from linkd.status import LinkStatus
+from tests.support.fake_net import FakeDialer, FakeNet
+from tests.support.memory_log import MemoryLog
+from tests.support.shared_store import SharedStores
+
+EDGE = PeerSettings(name="edge", send=("commands",), receive=("orders",), required=True)
+HUB = PeerSettings(name="hub", dial=("ws://hub/link",), send=("orders",), receive=("commands",))
+SAT = PeerSettings(name="sat", dial=("ws://sat/link",), send=("commands",), receive=("orders",))
+
+
+class Cluster:
+    """Instances of the node `hub` on one test clock, and an edge that a test moves between them."""
+
+    def __init__(self) -> None:
+        self.net = FakeNet()
+        self.clock: Clock = self.net.clock
+        self.shared = SharedStores()
+        self.hubs: dict[str, Node] = {}
+        self.edge = self.net.node("edge", HUB)
+        self.counter = 0
+        self.edge.start()
+        self.edge.links.drivers["hub"].stop("the test")
+
+    def start(self, name: str, *peers: PeerSettings, keeper: bool = False, **api: Any) -> Node:
+        """Start an instance."""
+        config = Config(
+            node=NodeSettings(name="hub"),
+            cluster=ClusterSettings(instance=name),
+            peers=peers or (EDGE,),
+            api=ApiSettings(**api),
+        )
+        store = self.shared.open()
+        log = MemoryLog("hub", Random(5), clock=self.clock.seconds)
+        log.is_keeper = keeper
+
+        def dialer(node: Node, driver: LinkDriver) -> FakeDialer:
+            self.net.boots[driver] = f"boot-{name}"
+            return FakeDialer(self.net, driver)
+
+        made = Node(config, Stores(log, store, Outages(store)), self.clock, dialer, Random(2))
+        self.hubs[name] = made
+        made.start()
+        return made
+
+    def connect(self, name: str) -> None:
+        """Let the edge connect to an instance: all know that by the log."""
+        self.counter += 1
+        hub, driver = self.hubs[name], self.edge.links.drivers["hub"]
+        for other in self.hubs.values():
+            link = other.links.drivers["edge"]
+            if other is not hub and link.connection is not None:
+                link.connection.abort("replaced", "another instance has it")
+            other.log.state.holders["edge"] = PeerHeld("edge", f"{name}/run", "b", self.counter)
+        self.net.nodes["hub"] = hub
+        self.net.boots[driver] = "boot-edge"
+        driver.start()
+        self.net.run(3.5)
+        assert hub.links.drivers["edge"].link.state == "up"
+
+    def kill(self, name: str) -> None:
+        """Let an instance write nothing any more, with what it wrote as it is."""
+        hub = self.hubs[name]
+        hub._tick.stop()
+        self.net.cut()
+        self.edge.links.drivers["hub"].stop("the test")
+
+    def link(self, name: str, peer: str = "edge") -> LinkStatus:
+        """Return a link as an instance shows it."""
+        found = self.hubs[name].link_status(peer)
+        assert found is not None
+        return found
+
+    def states(self, name: str) -> dict[str, str]:
+        """Return the states of all instances as one of them shows them."""
+        instances = self.hubs[name].instances
+        assert instances is not None
+        return {one.instance: one.state for one in instances.statuses()}
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+def test_a_link_that_is_up_elsewhere_is_shown_up_there(cluster: Cluster) -> None:
+    for name in "abc":
+        cluster.start(name)
+    cluster.connect("b")
+    here = cluster.link("b")
+    for name in "ac":
+        there = cluster.link(name)
+        assert (there.state, there.instance, there.address) == ("up", "b", "192.0.2.1:9443")
+        assert (there.generation, there.rtt_seconds) == (here.generation, here.rtt_seconds)
+        assert there.down_since is None
+        assert abs(there.since_seconds - here.since_seconds) < 0.01
+    assert here.instance == "b"
+    assert cluster.hubs["a"].status().instance == "a"
+    cluster.net.run(10.0)
+    assert abs(cluster.link("a").since_seconds - cluster.link("b").since_seconds) < 0.01
+
+
+def test_a_link_that_moves_is_shown_where_it_is_now(cluster: Cluster) -> None:
+    for name in "abc":
+        cluster.start(name)
+    cluster.connect("a")
+    cluster.edge.links.drivers["hub"].stop("the test")
+    cluster.connect("b")
+    cluster.net.run(1.0)
+    assert [cluster.link(name).instance for name in "abc"] == ["b", "b", "b"]
+    assert {cluster.link(name).state for name in "abc"} == {"up"}
+
+
+def test_links_of_a_silent_instance_are_unknown_and_never_up(cluster: Cluster) -> None:
+    for name in "abc":
+        cluster.start(name)
+    cluster.connect("b")
+    cluster.net.run(1.0)
+    wrote = cluster.clock.seconds()
+    cluster.kill("b")
+    while cluster.clock.seconds() - wrote < SILENT_SECONDS - 5.5:
+        assert cluster.link("a").state == "up"
+        cluster.net.run(0.5)
+    cluster.net.run(SILENT_SECONDS)
+    link = cluster.link("a")
+    assert (link.state, link.instance, link.address) == ("unknown", "b", None)
+    assert "the instance b has written nothing since" in (link.detail or "")
+    assert link.since_seconds > SILENT_SECONDS
+    assert cluster.states("a") == {"a": "up", "b": "silent", "c": "up"}
+    (warning,) = cluster.hubs["a"].status().warnings
+    assert warning.startswith("the instance b is silent since ")
+    assert [each.event for each in cluster.hubs["a"].events.after(0)].count("instance.silent") == 1
+    cluster.net.open = True
+    cluster.connect("c")
+    assert [cluster.link(name).instance for name in "ac"] == ["c", "c"]
+    assert {cluster.link(name).state for name in "ac"} == {"up"}
+
+
+def test_an_instance_that_is_back_is_shown_as_before(cluster: Cluster) -> None:
+    cluster.start("a")
+    b = cluster.start("b")
+    b._tick.stop()
+    cluster.net.run(SILENT_SECONDS + 1.0)
+    assert cluster.states("a")["b"] == "silent"
+    b._tick.start(0.25, now=False)
+    cluster.net.run(1.5)
+    assert cluster.states("a")["b"] == "up"
+    assert cluster.hubs["a"].status().warnings == []
+    found = [each.event for each in cluster.hubs["a"].events.after(0)]
+    names = [event for event in found if event.startswith("instance.")]
+    assert names == ["instance.seen", "instance.silent", "instance.seen"]
+    assert {each.instance for each in cluster.hubs["a"].events.after(0)} == {"a"}
+
+
+def test_what_was_written_before_the_start_counts_only_once_it_is_written_again(
+    cluster: Cluster,
+) -> None:
+    cluster.start("a")
+    cluster.connect("a")
+    cluster.net.run(1.0)
+    late = cluster.start("c")
+    assert cluster.link("c").state == "unknown"
+    assert late.instances is not None
+    assert [one.seen_seconds for one in late.instances.statuses()] == [None, 0.0]
+    cluster.net.run(1.5)  # the first one has seen that there is a new one
+    assert (cluster.link("c").state, cluster.link("c").instance) == ("up", "a")
+
+
+def test_a_stopped_instance_has_no_links_and_no_warning(cluster: Cluster) -> None:
+    for name in "ab":
+        cluster.start(name)
+    cluster.connect("b")
+    cluster.edge.links.drivers["hub"].stop("the test")
+    cluster.hubs["b"].stop("the test")
+    cluster.net.run(SILENT_SECONDS + 6.0)
+    assert cluster.states("a") == {"a": "up", "b": "stopped"}
+    assert (cluster.link("a").state, cluster.link("a").instance) == ("waiting", None)
+    assert cluster.hubs["a"].status().warnings == []
+    assert cluster.hubs["a"].events.after(0)[-1].event == "instance.stopped"
+    cluster.start("b")
+    assert cluster.hubs["a"].events.after(0)[-1].event == "instance.seen"
+
+
+def test_a_link_that_is_down_is_shown_as_the_instance_sees_it_that_had_it(
+    cluster: Cluster,
+) -> None:
+    for name in "ab":
+        cluster.start(name)
+    cluster.connect("b")
+    cluster.edge.links.drivers["hub"].stop("the edge rests")
+    cluster.net.run(3.0)
+    here, there = cluster.link("b"), cluster.link("a")
+    assert (there.state, there.instance, there.reason) == ("waiting", "b", here.reason)
+    assert there.down_since == here.down_since is not None
+    assert abs(there.since_seconds - here.since_seconds) < 0.01
+    assert there.down_seconds == there.since_seconds
+    assert abs((there.last_heard_seconds or 0.0) - (here.last_heard_seconds or 9.0)) < 0.01
+
+
+def test_a_dialed_link_is_shown_as_the_instance_sees_it_that_dials(cluster: Cluster) -> None:
+    cluster.net.open = False
+    cluster.start("a", SAT, keeper=True)
+    b = cluster.start("b", SAT)
+    b.links.drivers["sat"].stop("the other one dials")
+    cluster.net.run(3.0)
+    assert cluster.link("b", "sat").instance == "a"
+    assert cluster.link("b", "sat").state != "stopped"
+    assert cluster.link("b", "sat").attempts > 0
+    assert cluster.link("b", "sat").attempt_reason == "unreachable"
+
+
+def test_of_two_claims_the_newer_one_counts(cluster: Cluster) -> None:
+    for name in "abc":
+        cluster.start(name)
+    cluster.connect("a")
+    old = cluster.hubs["a"]
+    cluster.net.run(6.0)
+    note = decode_note(cluster.shared.stores[0].shared(INSTANCE)["a"])
+    assert note.notes[0].state == "up"
+    old._tick.stop()
+    cluster.edge.links.drivers["hub"].stop("the test")
+    cluster.connect("b")
+    assert cluster.link("c").instance == "b"
+
+
+def test_an_instance_without_a_known_holder_is_believed_by_what_it_wrote(cluster: Cluster) -> None:
+    for name in "ab":
+        cluster.start(name)
+    cluster.connect("b")
+    cluster.net.run(1.0)
+    cluster.kill("b")
+    cluster.hubs["a"].log.state.holders.clear()
+    cluster.net.run(SILENT_SECONDS + 1.0)
+    assert (cluster.link("a").state, cluster.link("a").instance) == ("unknown", "b")
+
+
+def test_a_change_of_a_link_is_written_within_about_a_second(cluster: Cluster) -> None:
+    a = cluster.start("a")
+    cluster.start("b")
+    cluster.net.run(7.0)
+    before = a.clock.seconds()
+    cluster.connect("a")
+    while cluster.link("b").state != "up":
+        cluster.net.run(0.1)
+    assert a.clock.seconds() - before < 5.0
+
+
+def test_a_draining_instance_is_shown_so_and_another_one_dials(cluster: Cluster) -> None:
+    cluster.net.open = False
+    keeper = cluster.start("a", SAT, keeper=True)
+    b, c = cluster.start("b", SAT), cluster.start("c", SAT)
+
+    def dial() -> list[bool]:
+        return [
+            node.instances is not None and node.instances.should_dial() for node in (keeper, b, c)
+        ]
+
+    cluster.net.run(2.0)
+    assert dial() == [True, False, False]
+    keeper.drain.begin(1.0, 1.0)
+    assert dial() == [False, False, False]
+    cluster.net.run(2.0)
+    assert cluster.states("c") == {"a": "draining", "b": "up", "c": "up"}
+    assert dial() == [False, True, False]
+    b.drain.begin(1.0, 1.0)
+    cluster.net.run(2.0)
+    assert dial() == [False, False, True]
+    keeper.drain.undo()
+    cluster.net.run(2.0)
+    assert dial() == [True, False, False]
+
+
+def test_differing_peers_and_keys_are_warned_of_by_name(cluster: Cluster) -> None:
+    cluster.net.open = False
+    a, b = cluster.start("a"), cluster.start("b", EDGE, SAT)
+    for node in (a, b):
+        assert node.instances is not None
+        node.instances.keys = {"listen.certificate": "1234"}
+    cluster.net.run(6.0)
+    assert a.status().warnings == ["the instance b differs: its [[peer]] tables are not those here"]
+    assert a.instances is not None
+    assert [one.differs for one in a.instances.statuses()][1] == [
+        "its [[peer]] tables are not those here"
+    ]
+    b.reload(a.config)
+    assert b.instances is not None
+    b.instances.keys = {"listen.certificate": "5678"}
+    cluster.net.run(6.0)
+    (warning,) = a.status().warnings
+    assert warning == (
+        "the instance b differs: its listen.certificate has another private key than the one here"
+    )
+    b.instances.keys = {"listen.certificate": "1234"}
+    cluster.net.run(6.0)
+    assert a.status().warnings == []
+
+
+def test_differences_name_what_only_one_has() -> None:
+    assert differences("x", {"a": "1"}, "x", {"b": "2"}) == [
+        "it has no a",
+        "it has a b, which is not set here",
+    ]
+
+
+def test_the_checksum_is_of_what_is_set_without_order_and_paths() -> None:
+    def of(*peers: PeerSettings) -> str:
+        return peers_checksum(Config(node=NodeSettings(name="hub"), peers=peers))
+
+    assert of(EDGE, SAT) == of(SAT, EDGE) != of(EDGE)
+    assert of(EDGE) == of(msgspec.structs.replace(EDGE, secret_file="/elsewhere"))
+    assert of(EDGE) != of(msgspec.structs.replace(EDGE, send=()))
+    assert len(of()) == 16
+
+
+def test_the_keeper_forgets_what_ended_a_day_ago(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.start("a", keeper=True)
+    b = cluster.start("b")
+    b.stop("for good")
+    cluster.net.run(2.0)
+    assert cluster.states("a") == {"a": "up", "b": "stopped"}
+    from linkd.node import instances
+
+    now = instances.wall()
+    monkeypatch.setattr(instances, "wall", lambda: now + FORGET_SECONDS)
+    cluster.net.run(1.0)
+    assert cluster.states("a") == {"a": "up"}
+    assert "b" not in cluster.shared.stores[0].shared(INSTANCE)
+
+
+def test_what_another_instance_deletes_or_cannot_be_read_changes_nothing_else(
+    cluster: Cluster,
+) -> None:
+    cluster.start("a")
+    cluster.start("b")
+    cluster.net.run(1.0)
+    store = cluster.shared.stores[0]
+    store.seen(INSTANCE, "b", b"\xc1 of a newer linkd")
+    assert cluster.states("a") == {"a": "up", "b": "up"}
+    store.seen(INSTANCE, "b", None)
+    store.seen(INSTANCE, "a", None)
+    assert cluster.states("a") == {"a": "up"}
+
+
+def test_fields_of_a_newer_version_are_ignored(cluster: Cluster) -> None:
+    cluster.start("a")
+    cluster.start("b")
+    rows = cluster.shared.stores[0].shared(INSTANCE)
+    newer = msgspec.msgpack.decode(rows["b"]) | {"sings": True}
+    assert decode_note(msgspec.msgpack.encode(newer)).instance == "b"
+
+
+def test_without_a_cluster_there_are_no_instances() -> None:
+    node = FakeNet().node("hub", EDGE)
+    node.start()
+    assert node.instances is None
+    assert (node.status().instance, node.status().links[0].instance) == (None, None)
