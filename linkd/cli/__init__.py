@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "run the node in the foreground"),
     "check": ("check", "check the configuration and show what is in force"),
     "status": ("status", "the state of every link"),
+    "instances": ("instances", "the instances that serve this node"),
     "publish": ("publish", "publish one message, or one a line"),
     "subscribe": ("subscribe", "print messages as they come"),
     "consumers": ("consumers", "list, delete or move named consumers"),
@@ -53,7 +54,7 @@ which returns the exit code.
 """
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "look": ("status", "events", "outages", "consumers", "log", "peers", "report"),
+    "look": ("status", "instances", "events", "outages", "consumers", "log", "peers", "report"),
     "messages": ("publish", "subscribe", "token"),
     "set up": ("check", "invite", "join", "revoke", "completion"),
     "act on a link": ("kick", "resync", "drill"),

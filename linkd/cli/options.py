@@ -21,6 +21,7 @@ MAX_WAIT_SECONDS: Final = 3600.0
 EXAMPLES: Final = {
     "check": ("linkd check && systemctl reload linkd",),
     "status": ("linkd status --watch", "linkd status hub", "linkd status --check"),
+    "instances": ("linkd instances",),
     "publish": (
         "linkd publish orders '{\"id\": 7}' --wait hub",
         "tail -F access.log | linkd publish web.log --lines",

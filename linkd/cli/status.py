@@ -72,7 +72,9 @@ def _down(link: LinkStatus) -> str:
     state = "" if link.state in _QUIET else link.state
     failed = ": ".join(part for part in (link.attempt_reason, link.attempt_detail) if part)
     tried = f", last attempt: {failed}" if failed else ""
-    word = f"DOWN {state}".strip()
+    word = "unknown" if link.state == "unknown" else f"DOWN {state}".strip()
+    if link.state == "unknown":
+        since, why = f" at {link.instance}", ""
     return f"{link.peer} {word} for {duration(link.since_seconds)}{since}{why}{tried}"
 
 
@@ -169,6 +171,8 @@ _HEAD: Final = (
     "NEXT",
     "CERT",
 )
+_AT: Final = "AT"
+"""The instance whose link it is; a column where several serve the node."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +180,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Print the state of the node and of every link. FOR: how long it has been up"
         " or down; SILENT: since the last byte received; NEXT: until the next attempt; CERT: until"
-        " the certificate expires."
+        " the certificate expires. Where several instances serve the node ([cluster]), the links"
+        " are those of all; AT: the instance whose link it is, `unknown` if that is silent."
     )
     add_socket(parser)
     parser.add_argument("peer", nargs="?", metavar="PEER", help="only this link, in full")
@@ -260,7 +265,7 @@ def node_text(status: NodeStatus, paint: Colours) -> str:
     log = status.log
     fill = log.bytes / log.max_bytes if log.max_bytes else 0.0
     lines = [
-        f"{paint(status.node, 'bold')}  linkd {printable(status.version)}"
+        f"{paint(status.node, 'bold')}{_here(status)}  linkd {printable(status.version)}"
         f"  running {duration(status.uptime_seconds)}",
         f"log {_fill(fill, paint)} of {size(log.max_bytes)}, next offset {log.next:,}",
     ]
@@ -283,6 +288,11 @@ def node_text(status: NodeStatus, paint: Colours) -> str:
         head = ("CONSUMER", "NEXT OFFSET", "OFFSETS TO END")
         lines += ["", *table(head, rows, frozenset((1, 2)))]
     return "\n".join(lines)
+
+
+def _here(status: NodeStatus) -> str:
+    """Return which instance of a node answers, where there are several."""
+    return "" if status.instance is None else f" at {printable(status.instance)}"
 
 
 def certificate_lines(found: list[CertificateStatus], paint: Colours) -> list[str]:
@@ -318,7 +328,12 @@ def _fill(fill: float, paint: Colours) -> str:
 
 def _links(links: list[LinkStatus], paint: Colours) -> list[str]:
     """Return the table of links; below each link why it is down, or was down last."""
-    head, *rows = table(_HEAD, [_row(link) for link in links], frozenset(range(2, len(_HEAD))))
+    heads, cells = list(_HEAD), [_row(link) for link in links]
+    if any(link.instance is not None for link in links):
+        heads.append(_AT)
+        for cell, link in zip(cells, links, strict=True):
+            cell.append(link.instance or "–")
+    head, *rows = table(heads, cells, frozenset(range(2, len(_HEAD))))
     lines = [head]
     for link, row in zip(links, rows, strict=True):
         word = state_word(link)
@@ -330,9 +345,9 @@ def _links(links: list[LinkStatus], paint: Colours) -> list[str]:
 
 
 def state_word(link: LinkStatus) -> str:
-    """Return `up`, `DOWN`, or `DOWN` and a state that needs an operator."""
-    if link.state == "up":
-        return "up"
+    """Return `up`, `unknown`, `DOWN`, or `DOWN` and a state that needs an operator."""
+    if link.state in ("up", "unknown"):
+        return link.state
     return "DOWN" if link.state in _QUIET else f"DOWN {link.state}"
 
 
@@ -364,6 +379,8 @@ def why_lines(link: LinkStatus) -> list[str]:
     if link.state == "up":
         return [f"last outage: {why}"] if link.reason else []
     since = "" if link.down_since is None else f", down since {clock_time(link.down_since)}"
+    if link.state == "unknown":
+        return [why]
     lines = [f"{why or link.state}{since}"]
     if link.attempts or link.attempt_reason:
         tries = plural(link.attempts, "attempt")
@@ -420,4 +437,6 @@ def link_text(link: LinkStatus, paint: Colours) -> str:
         ("peer's version", printable(link.peer_version or "–")),
         ("generation", link.generation or "–"),
     ]
+    if link.instance is not None:
+        rows.insert(1, ("instance", printable(link.instance)))
     return "\n".join([paint(link.peer, "bold"), *(f"  {name:<23} {value}" for name, value in rows)])

@@ -16,9 +16,11 @@ import msgspec
 import pytest
 
 from linkd.cli import links, main
+from linkd.cli.instances import instance_lines
 from linkd.cli.output import Colours
 from linkd.cli.status import node_text
 from linkd.status import NodeStatus
+from tests.support.fake_node import instance
 from tests.support.http_daemon import HttpDaemon
 
 
@@ -98,6 +100,60 @@ def test_status_says_how_long_a_link_is_down_and_why_in_full(
     assert "down since              11-29 20:22:44 UTC" in said
     assert f"last failed attempt     unreachable: {detail}" in said
     assert "this attempt's age      2.1s" in said
+
+
+def test_status_shows_at_which_instance_each_link_is(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = "the instance hub-c has written nothing since 2026-12-01T12:00:00.000Z"
+    links = (
+        link("edge-1", instance="hub-b"),
+        link("edge-2", "unknown", instance="hub-c", detail=silent),
+        link("edge-3", "waiting", reason="silence", down_since="2026-12-01T12:00:00.000Z"),
+    )
+    daemon.answers["GET /v1/status"] = (200, status(*links) | {"instance": "hub-a"})
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "edge-1 at hub-a  linkd 0.1.0  running 1d02h"
+    assert lines[3].split()[-1] == "AT"
+    assert lines[4].split()[:2] + lines[4].split()[-1:] == ["edge-1", "up", "hub-b"]
+    assert lines[5].split()[:2] + lines[5].split()[-1:] == ["edge-2", "unknown", "hub-c"]
+    assert lines[6] == f"  {silent}"
+    assert lines[7].split()[:2] + lines[7].split()[-1:] == ["edge-3", "DOWN", "–"]
+    assert main(["status", "edge-1"]) == 0
+    assert "  instance                hub-b\n" in capsys.readouterr().out
+    assert main(["status", "--check"]) == 2
+    assert "edge-2 unknown for 1h00m at hub-c; edge-3 DOWN" in capsys.readouterr().out
+
+
+def test_instances_are_listed_with_what_differs(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [
+        instance("hub-a", here=True, keeper=True, api="127.0.0.1:9480", seen_seconds=0.0),
+        instance("hub-b", "draining", differs=["its [[peer]] tables are not those here"]),
+        instance("hub-c", "silent", seen_seconds=None),
+    ]
+    answer = {"instances": [msgspec.to_builtins(one) for one in found]}
+    daemon.answers["GET /v1/instances"] = (200, answer)
+    assert main(["instances"]) == 0
+    head, a, b, differs, c = capsys.readouterr().out.splitlines()
+    words = ["INSTANCE", "STATE", "VERSION", "RUNNING", "SEEN", "LINKS", "HOST", "API"]
+    assert head.split() == words
+    assert " ".join(a.split()) == (
+        "hub-a (here) up, keeper 0.1.0 1h00m 0ms 3 hub-a.example.net 127.0.0.1:9480"
+    )
+    assert " ".join(b.split()) == "hub-b draining 0.1.0 1h00m 1.5s 3 hub-b.example.net –"
+    assert differs == "  its [[peer]] tables are not those here"
+    assert " ".join(c.split()) == "hub-c silent 0.1.0 – – 3 hub-c.example.net –"
+    painted = instance_lines(found, Colours(True))
+    assert [line[:5] for line in painted[2:]] == ["\x1b[33m", "\x1b[31m", "\x1b[31m"]
+    assert main(["instances", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [msgspec.json.decode(line)["instance"] for line in lines] == ["hub-a", "hub-b", "hub-c"]
+    daemon.answers["GET /v1/instances"] = (200, {"instances": []})
+    assert main(["instances"]) == 0
+    assert capsys.readouterr().out == "this node has no [cluster]: it is its only instance\n"
 
 
 @pytest.mark.parametrize(
