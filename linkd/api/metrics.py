@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
-from linkd.status import ConsumerStatus, LinkStatus, NodeStatus
+from linkd.status import ConsumerStatus, InstanceStatus, LinkStatus, NodeStatus
 
 if TYPE_CHECKING:
     from linkd.net.rate_limit import FairShare
@@ -80,6 +80,22 @@ STORED = {
     "unproven": "Records stored although nothing proves that they are new.",
 }
 """Counters of records that were not dropped."""
+
+
+INSTANCE_GAUGES: tuple[tuple[str, str, Callable[[InstanceStatus], float]], ...] = (
+    (
+        "linkd_instance_up",
+        "1 while an instance of this node runs, 0 if it is silent or stopped.",
+        lambda one: one.state in ("up", "draining"),
+    ),
+    ("linkd_instance_links", "Links that are up there.", lambda one: one.links),
+    ("linkd_instance_keeper", "1 for the one that keeps the log.", lambda one: one.keeper),
+    (
+        "linkd_instance_differs",
+        "1 if its peers or keys are not those here.",
+        lambda one: bool(one.differs),
+    ),
+)
 
 
 class Histogram:
@@ -264,6 +280,7 @@ class Metrics:
         yield from self._of_dropped(peers)
         yield from self._of_refused()
         yield from _of_node(status)
+        yield from self._of_instances()
         yield from self._of_disk()
         name = "linkd_process_delayed_calls"
         yield _head(name, "Calls that wait for their time: a leak of timers shows here.", "gauge")
@@ -318,6 +335,22 @@ class Metrics:
             absent = [peer for peer, reason in counts if reason == what and peer not in known]
             for peer in (*peers, *absent):
                 yield f'{name}{{peer="{peer}"}} {counts.get((peer, what), 0)}'
+
+    def _of_instances(self) -> Iterator[str]:
+        """Yield the instances, where `[cluster]` is set."""
+        instances = self._node.instances
+        if instances is None:
+            return
+        found = instances.statuses()
+        name = "linkd_instance_info"
+        yield _head(name, "1 for the instance that answers, with its name.", "gauge")
+        for one in found:
+            if one.here:
+                yield f'{name}{{name="{one.instance}"}} 1.0'
+        for name, about, value in INSTANCE_GAUGES:
+            yield _head(name, about, "gauge")
+            for one in found:
+                yield f'{name}{{name="{one.instance}"}} {float(value(one))!r}'
 
     def _seeded(
         self,

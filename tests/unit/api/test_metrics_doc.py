@@ -5,26 +5,49 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.task import Clock
 
 from linkd.api.metrics import Metrics
 from linkd.status import CertificateStatus, Outage
-from tests.support.fake_node import FakeNode, link, make_config, metrics_text
+from tests.support.fake_node import FakeNode, instance, link, make_config, metrics_text
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 
 def test_every_metric_is_there_with_its_kind(tmp_path: Path) -> None:
-    text = metrics_text(Metrics(FakeNode(make_config(tmp_path), Clock())))
+    node = FakeNode(make_config(tmp_path), Clock())
+    node.instances = SimpleNamespace(statuses=lambda: [instance("hub-a", here=True)])
+    text = metrics_text(Metrics(node))
     made = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
     documented = dict(re.findall(r"^\| `(\w+)` \| (\w+) \| \S", DOCS.read_text(), re.MULTILINE))
     assert documented == made
 
 
+def test_instances_have_metrics_by_name_where_there_are_several(tmp_path: Path) -> None:
+    node = FakeNode(make_config(tmp_path), Clock())
+    assert "linkd_instance" not in metrics_text(Metrics(node))
+    away = instance("hub-b", state="silent", differs=["its keys"])
+    node.instances = SimpleNamespace(statuses=lambda: [instance("hub-a", here=True), away])
+    lines = metrics_text(Metrics(node)).splitlines()
+    assert [line for line in lines if line.startswith("linkd_instance")] == [
+        'linkd_instance_info{name="hub-a"} 1.0',
+        'linkd_instance_up{name="hub-a"} 1.0',
+        'linkd_instance_up{name="hub-b"} 0.0',
+        'linkd_instance_links{name="hub-a"} 3.0',
+        'linkd_instance_links{name="hub-b"} 3.0',
+        'linkd_instance_keeper{name="hub-a"} 0.0',
+        'linkd_instance_keeper{name="hub-b"} 0.0',
+        'linkd_instance_differs{name="hub-a"} 0.0',
+        'linkd_instance_differs{name="hub-b"} 1.0',
+    ]
+
+
 def test_the_library_of_prometheus_parses_the_text(tmp_path: Path) -> None:
     node = FakeNode(make_config(tmp_path), Clock())
+    node.instances = SimpleNamespace(statuses=lambda: [instance("hub-a", here=True)])
     metrics = Metrics(node, lambda: 7)
     metrics.publish.observe(0.003)
     for measured in node.on_measured:
