@@ -49,6 +49,7 @@ _DEFAULTS = {
     "tcp_user_timeout": "10000",
     "target_session_attrs": "read-write",
     "application_name": APPLICATION,
+    "client_encoding": "utf8",
 }
 """A dead server is noticed within about ten seconds, and a standby is not written to."""
 

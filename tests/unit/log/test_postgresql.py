@@ -783,6 +783,20 @@ def test_files_can_be_cut_renamed_and_read_in_part(bench: PostgresqlBench) -> No
     assert files.free_bytes(files.root) > 2**60
 
 
+def test_a_database_without_an_encoding_serves_too() -> None:
+    """One made under `LANG=C`: without an encoding of our own all its words are bytes."""
+    from linkd.log.postgresql.schema import create
+
+    with server().connect("postgres") as connection:
+        connection.execute(
+            "create database ascii template template0 encoding 'SQL_ASCII' locale 'C'"
+        )
+    with server().connect("ascii") as connection:
+        create(connection, "linkd")
+    found = LogSettings(engine="postgresql", postgresql=settings(server().dsn("ascii")))
+    assert "fsync on" in inspect_postgresql(found)
+
+
 def test_without_psycopg_the_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
