@@ -366,7 +366,12 @@ class ClusterCampaign(DatabaseCampaign):
                     for link in edge.status()["links"]
                     if link["state"] != "up" or link["backlog_records"]
                 ]
-                links = [link for hub in self.hubs for link in hub.status()["links"]]
+                links = [
+                    link
+                    for status in [hub.status() for hub in self.hubs]
+                    for link in status["links"]
+                    if link["instance"] == status["instance"]  # each shows the others' too
+                ]
                 report.undrained += [
                     f"hub to {edge.name}: {held}"
                     for edge in self.edges

@@ -71,7 +71,11 @@ class Cluster:
         return found[0]
 
     def _with(self, edge: Daemon) -> list[Daemon]:
-        return [hub for hub in self.hubs if hub.link(edge.name)["state"] == "up"]
+        def has_it(hub: Daemon) -> bool:
+            status, link = hub.status(), hub.link(edge.name)
+            return link["state"] == "up" and link["instance"] == status["instance"]
+
+        return [hub for hub in self.hubs if hub.running and has_it(hub)]
 
 
 @pytest.fixture
