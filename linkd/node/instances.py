@@ -288,8 +288,9 @@ class Instances:
         if note.state == "stopped":
             self._log("info", "instance.stopped", known)
         elif is_new or (before is not None and before.note.state == "stopped"):
-            self.write_soon()  # it knows nothing of us yet
             self._log("info", "instance.seen", known)
+            if not self._node.stopping:
+                self._write(self._state())  # it knows nothing of us yet
 
     def _look(self, known: _Known, now: float) -> None:
         """Log once that an instance is silent; forget one that has ended long ago."""

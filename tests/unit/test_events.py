@@ -352,6 +352,14 @@ def test_a_traceback_is_not_for_programs(written: Written) -> None:
     assert json.loads(line)["detail"] == "broken no"
 
 
+def test_each_line_has_the_instance_first_where_there_is_one(written: Written) -> None:
+    form = LineForm("text", False)
+    written.observer = Observer(written.put, form, common={"instance": "hub-a"})
+    globalLogPublisher.addObserver(written.observer)
+    emit("link.kicked", peer="edge")
+    assert written.lines == ["info  link.kicked instance=hub-a peer=edge"]
+
+
 def test_install_applies_format_and_level(capfd: pytest.CaptureFixture[str]) -> None:
     program = (
         "import sys; from linkd.events import emit, install; emit('node.kicked');"

@@ -181,12 +181,18 @@ def test_what_was_written_before_the_start_counts_only_once_it_is_written_again(
     cluster.start("a")
     cluster.connect("a")
     cluster.net.run(1.0)
+    (store,) = cluster.shared.stores
+    cluster.shared.away.add(store)
     late = cluster.start("c")
     assert cluster.link("c").state == "unknown"
     assert late.instances is not None
     assert [one.seen_seconds for one in late.instances.statuses()] == [None, 0.0]
-    cluster.net.run(1.5)  # the first one has seen that there is a new one
+    cluster.shared.away.clear()
+    cluster.net.run(5.0)
     assert (cluster.link("c").state, cluster.link("c").instance) == ("up", "a")
+    # One that is there answers at once.
+    cluster.start("d")
+    assert (cluster.link("d").state, cluster.link("d").instance) == ("up", "a")
 
 
 def test_a_stopped_instance_has_no_links_and_no_warning(cluster: Cluster) -> None:
