@@ -19,6 +19,7 @@ from linkd.clock import wall
 from linkd.config import Config, files, load
 from linkd.config.validation import quote, warnings
 from linkd.errors import ConfigError, Unavailable
+from linkd.protocol.json import rfc3339
 from linkd.status import CertificateStatus
 
 
@@ -27,6 +28,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Check the configuration and every file that it names, and print what is in"
         " force, defaults too. Exit code 2 and one line for each error where something is wrong."
+        " Where several instances serve the node ([cluster]), it warns of each one whose [[peer]]"
+        " tables or private keys are not those here."
     )
     add_config(parser)
     parser.add_argument("--json", action="store_true", help="print it as one object")
@@ -56,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         from linkd.log import inspect_postgresql  # noqa: PLC0415  # psycopg is optional
 
         found = inspect_postgresql(config.log)
-    for warning in [*warnings(config), *filter(None, map(ends_soon, ends))]:
+    differing = list(_differing(config))
+    for warning in [*warnings(config), *filter(None, map(ends_soon, ends)), *differing]:
         sys.stderr.write(f"linkd: warning: {warning}\n")
     if arguments.json:
         print(json.dumps(msgspec.to_builtins(config), indent=2))
@@ -72,6 +76,26 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"# fingerprint of the secret for {name}: {fingerprint}")
         print(f"# {', '.join(str(path) for path in paths)}: fine")
     return exits.OK
+
+
+def _differing(config: Config) -> Iterator[str]:
+    """Yield a sentence for each instance with other peers or private keys than here."""
+    if config.cluster is None:
+        return
+    from linkd.log import shared_values  # noqa: PLC0415  # psycopg is optional
+    from linkd.node import instances  # noqa: PLC0415  # slow to load
+    from linkd.preflight import key_fingerprints  # noqa: PLC0415  # slow to load
+
+    peers, keys = instances.peers_checksum(config), key_fingerprints(config)
+    for name, value in sorted(shared_values(config.log, instances.INSTANCE).items()):
+        try:
+            note = instances.decode_note(value)
+        except msgspec.DecodeError:
+            continue  # of a newer version
+        if name != config.cluster.instance and note.state != "stopped":
+            found = instances.differences(peers, keys, note.peers, note.keys)
+            seen = rfc3339(note.time)
+            yield from (f"the instance {name} (it wrote last at {seen}): {text}" for text in found)
 
 
 def fingerprints(config: Config) -> Iterator[tuple[str, str]]:

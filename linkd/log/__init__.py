@@ -25,6 +25,7 @@ __all__ = [
     "inspect_postgresql",
     "open_cursors",
     "open_log",
+    "shared_values",
     "stat",
     "verify",
     "verify_segment",
@@ -79,6 +80,20 @@ def inspect_postgresql(settings: LogSettings) -> str:
     except ImportError as error:
         raise _no_psycopg(error) from None
     return inspect(settings)
+
+
+def shared_values(settings: LogSettings, kind: str) -> dict[str, bytes]:
+    """Return what the instances of a node have written into its database, by key.
+
+    Raises:
+        ConfigError: A setting is wrong, or psycopg is missing.
+        Unavailable: The database can't be reached.
+    """
+    try:
+        from linkd.log.postgresql.setup import values_of  # noqa: PLC0415 - psycopg is optional
+    except ImportError as error:
+        raise _no_psycopg(error) from None
+    return values_of(settings, kind)
 
 
 def _no_psycopg(error: ImportError) -> ConfigError:

@@ -111,6 +111,25 @@ def inspect(settings: LogSettings) -> str:
     return "; warning: ".join([f"log in {health.words()}", *warnings])
 
 
+def values_of(settings: LogSettings, kind: str) -> dict[str, bytes]:
+    """Return what instances of the node have written, by key.
+
+    Raises:
+        Unavailable: The database can't be reached, or refuses.
+    """
+    conninfo = make_conninfo(parameters(_settings(settings)), application_name="linkd-check")
+    try:
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            return dict(
+                connection.execute(
+                    "select key, value from linkd.kept where kind = %s and value is not null",
+                    (kind,),
+                ).fetchall()
+            )
+    except psycopg.Error as error:
+        raise Unavailable(f"log.postgresql: {text_of(error)}") from None
+
+
 def copy_in(settings: LogSettings, state_dir: Path, node: str, progress: Progress) -> str:
     """Copy the log of segments in `state_dir` into the database, and rename its directory.
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from linkd.cli import main
 from linkd.cli.output import Colours
 from linkd.cli.status import check_line, node_text
 from linkd.clock import wall
+from linkd.config import ApiSettings, Config, NodeSettings, PeerSettings, load
+from linkd.node.instances import peers_checksum
 from linkd.pairing.ca import Authority
+from linkd.preflight import key_fingerprints
 from linkd.status import CertificateRole, CertificateStatus, LogStatus, NodeStatus
 
 STATUS = NodeStatus("hub", "1", 3.0, LogStatus("x", 1, 2, 3, 400), [], [])
@@ -124,3 +129,61 @@ def test_check_shows_when_certificates_end(
     assert re.search(r"# own certificate: ended 26\d\dd ago", told.out)
     assert "linkd: warning: own pairing authority expires in 649d" in told.err
     assert "linkd: warning: own certificate expired 26" in told.err
+
+
+def test_check_names_instances_with_other_peers_or_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "pairing"
+    Authority(place, "hub", wall).hub_certificate(["hub"])
+    file = tmp_path / "hub.toml"
+    file.write_text(
+        f'[node]\nname = "hub"\nstate_dir = "{tmp_path}"\n[cluster]\ninstance = "hub-a"\n'
+        '[log]\nengine = "postgresql"\n[log.postgresql]\ndsn = "host=/run dbname=linkd"\n'
+        f'[listen]\naddress = ":9443"\ncertificate = "{place}/hub.crt"\nkey = "{place}/hub.key"\n'
+        f'client_ca = "{place}/ca.crt"\n[[peer]]\nname = "edge"\n'
+    )
+    config = load([file])
+    keys = key_fingerprints(config)
+    assert {*keys} == {"listen.certificate", "authority of pairing"}
+    assert all(len(each) == 16 for each in keys.values())
+
+    def note(name: str, **more: Any) -> bytes:
+        fields: dict[str, Any] = {
+            "instance": name, "run": "r", "version": "9", "state": "up", "keeper": False,
+            "host": name, "api": None, "time": 0.0, "log_time": 0.0, "log_next": 1, "links": 0,
+            "uptime_seconds": 1.0, "peers": peers_checksum(config), "keys": keys, "notes": [],
+        } | more  # fmt: skip
+        return msgspec.msgpack.encode(fields)
+
+    rows = {
+        "hub-a": note("hub-a", peers="of an earlier run"),
+        "hub-b": note("hub-b"),
+        "hub-c": note("hub-c", peers="0", keys=keys | {"listen.certificate": "1"}),
+        "hub-d": note("hub-d", peers="0", state="stopped"),
+        "hub-e": b"\xc1 of a newer linkd",
+    }
+    monkeypatch.setattr("linkd.log.inspect_postgresql", lambda _: "log in PostgreSQL")
+    monkeypatch.setattr("linkd.log.shared_values", lambda _, kind: rows)
+    assert main(["check", "-c", str(file), "-q"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "linkd: warning: the instance hub-c (it wrote last at 1970-01-01T00:00:00.000Z):"
+        f" {difference}"
+        for difference in (
+            "its [[peer]] tables are not those here",
+            "its listen.certificate has another private key than the one here",
+        )
+    ]
+
+
+def test_the_fingerprint_is_of_the_key_and_of_all_that_have_one(tmp_path: Path) -> None:
+    first, second = Authority(tmp_path / "a", "hub", wall), Authority(tmp_path / "b", "hub", wall)
+    for each in (first, second):
+        each.hub_certificate(["hub"])
+    peer = PeerSettings(name="far", certificate=str(tmp_path / "a" / "hub.crt"))
+    lost = PeerSettings(name="lost", certificate=str(tmp_path / "lost.crt"))
+    node = NodeSettings(name="hub", state_dir=str(tmp_path))
+    api = ApiSettings(certificate=str(tmp_path / "b" / "hub.crt"))
+    found = key_fingerprints(Config(node=node, api=api, peers=(peer, lost)))
+    assert {*found} == {"certificate of the peer far", "api.certificate"}
+    assert len({*found.values()}) == 2

@@ -20,7 +20,7 @@ from linkd.errors import (
     StateTooNew,
     Unavailable,
 )
-from linkd.log import inspect_postgresql, open_cursors, open_log
+from linkd.log import inspect_postgresql, open_cursors, open_log, shared_values
 from linkd.log.cursor_store import CursorStore
 from linkd.log.interface import Appended, Consumer, PeerCursor
 from tests.support.logs import (
@@ -353,6 +353,20 @@ def test_settings_that_change_are_noticed_while_the_log_is_open(
     eventually(bench, lambda: "fsync = off" in bench.log.database.trouble)
     monkeypatch.undo()
     assert append(bench, draft(b"a")) == [Appended(1, 1)]
+
+
+def test_what_instances_have_written_can_be_read_beside_them(bench: PostgresqlBench) -> None:
+    bench.close()
+    with server().connect(bench.name) as connection:
+        connection.execute(
+            "insert into linkd.kept (kind, key, value) values"
+            " ('instance', 'hub-a', 'one'), ('instance', 'hub-b', null), ('other', 'x', 'two')"
+        )
+    assert shared_values(bench.settings, "instance") == {"hub-a": b"one"}
+    away = settings(f"host={server().folder / 'none'} dbname=nothing user=linkd")
+    with pytest.raises(Unavailable, match=r"^log\.postgresql: "):
+        shared_values(LogSettings(engine="postgresql", postgresql=away), "instance")
+    bench.open()
 
 
 def test_of_several_hosts_each_one_is_named() -> None:
@@ -805,5 +819,6 @@ def test_without_psycopg_the_engine_is_refused(monkeypatch: pytest.MonkeyPatch) 
     found = log_settings("any")
     with pytest.raises(ConfigError, match=r"install linkd-daemon\[postgresql\]"):
         open_log(found, Path("/nowhere"), "edge", Turns().post)
-    with pytest.raises(ConfigError, match=r"install linkd-daemon\[postgresql\]"):
-        inspect_postgresql(found)
+    for read in (inspect_postgresql, lambda log: shared_values(log, "instance")):
+        with pytest.raises(ConfigError, match=r"install linkd-daemon\[postgresql\]"):
+            read(found)
