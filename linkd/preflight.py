@@ -13,7 +13,7 @@ from typing import NamedTuple
 from linkd.config import Config
 from linkd.config.addresses import parse_url
 from linkd.errors import ConfigError, Unavailable
-from linkd.net.auth import load_secret
+from linkd.net.auth import load_secret, read_secret_file
 from linkd.net.certificates import load_certificates, load_key_pair, public_bytes
 from linkd.net.proxy import choose_proxy, load_credentials
 from linkd.net.tls import AUTHORITY_FILE
@@ -125,6 +125,9 @@ def _reads(
         yield "api.certificate", load_key_pair, (api.certificate, api.private_key)
         for key in api.keys:
             yield f"api.key ({key.name}).secret_file", load_secret, (key.secret_file,)
+    if config.cluster is not None:
+        yield "cluster.bus_password_file", read_secret_file, (config.cluster.bus_password_file,)
+        yield "cluster.bus_ca", load_certificates, (config.cluster.bus_ca,)
     for peer in config.peers:
         name = f"peer ({peer.name})"
         yield f"{name}.secret_file", load_secret, (peer.secret_file,)

@@ -14,6 +14,7 @@ DEFAULT_PATH = "/link"
 ENVIRONMENT = "environment"
 """The value of `proxy` that asks the environment variables."""
 
+_USER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
@@ -113,6 +114,82 @@ def parse_proxy(text: str) -> ProxyUrl:
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"{expected}: nothing belongs behind the port")
     return ProxyUrl("http" if parts.scheme == "http" else "socks5", host, port)
+
+
+class BusUrl(msgspec.Struct, frozen=True):
+    """Where the bus between the instances of a cluster is: Redis, or Sentinels that know it.
+
+    Args:
+        secure: With TLS.
+        places: Host and port of the server, or of each Sentinel.
+        service: The name under which the Sentinels know the server; None: there are none.
+        user: Whose password it is; None: the default user's.
+    """
+
+    secure: bool
+    places: tuple[tuple[str, int], ...]
+    service: str | None = None
+    user: str | None = None
+
+    def __str__(self) -> str:
+        """Return the whole URL, ports included."""
+        scheme = "rediss" if self.secure else "redis"
+        hosts = ",".join(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.places
+        )
+        user = "" if self.user is None else f"{self.user}@"
+        if self.service is None:
+            return f"{scheme}://{user}{hosts}"
+        return f"{scheme}+sentinel://{user}{hosts}/{self.service}"
+
+
+def parse_bus(text: str) -> BusUrl:
+    """Return the parts of `redis[s]://[USER@]HOST[:PORT]` or `redis[s]+sentinel://HOST,…/NAME`.
+
+    Raises:
+        ValueError: What was expected; never a part of `text`, which may contain a password.
+    """
+    expected = 'expected "rediss://HOST:PORT" or "rediss+sentinel://HOST:PORT,HOST:PORT/NAME"'
+    scheme, _, rest = text.partition("://")
+    if scheme not in ("redis", "rediss", "redis+sentinel", "rediss+sentinel"):
+        raise ValueError(f"{expected}: another scheme was given")
+    login, at, rest = rest.rpartition("@")
+    if ":" in login:
+        raise ValueError(
+            f"{expected}: no password belongs there: write it into a file and name that in"
+            " `bus_password_file`"
+        )
+    if at and not _USER.fullmatch(login):
+        raise ValueError(f"{expected}: the user before `@` is missing or malformed")
+    hosts, _, path = rest.partition("/")
+    has_sentinels = scheme.endswith("+sentinel")
+    if has_sentinels and not _USER.fullmatch(path):
+        raise ValueError(f"{expected}: the name under which Sentinel knows the server is missing")
+    if path and not has_sentinels:
+        raise ValueError(f"{expected}: nothing belongs behind the port")
+    if "," in hosts and not has_sentinels:
+        raise ValueError(f"{expected}: several hosts are for Sentinel")
+    places = tuple([_place(one, 26379 if has_sentinels else 6379) for one in hosts.split(",")])
+    if None in places:
+        raise ValueError(f"{expected}: host or port is missing or malformed")
+    return BusUrl(
+        scheme.startswith("rediss"),
+        tuple([place for place in places if place is not None]),
+        path or None,
+        login or None,
+    )
+
+
+def _place(text: str, default: int) -> tuple[str, int] | None:
+    """Return host and port of `HOST[:PORT]`; None where it is malformed."""
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return None
+    if not is_host(host) or port == 0 or parts.netloc != text:
+        return None
+    return host, port or default
 
 
 def check_login_path(path: str) -> None:

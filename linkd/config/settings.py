@@ -32,6 +32,8 @@ PATHS = frozenset(
         "ca",
         "client_ca",
         "proxy_secret_file",
+        "bus_password_file",
+        "bus_ca",
     }
 )
 """Keys whose values are paths."""
@@ -463,10 +465,26 @@ class ClusterSettings(Settings, frozen=True, kw_only=True):
         ),
     ] = None
     bus_password_file: Annotated[
-        str | None, _meta("File with the password of Redis.", "restart")
+        str | None,
+        _meta(
+            "File with the password of Redis, read at each connection. Sentinels get none.",
+            "restart",
+        ),
+    ] = None
+    bus_ca: Annotated[
+        str | None,
+        _meta(
+            "File with the certificates of the authorities that vouch for Redis, instead of the"
+            " system's.",
+            "restart",
+        ),
     ] = None
     insecure: Annotated[
-        bool, _meta("Allow Redis without TLS beyond this host (a VPN, a lab).", "restart")
+        bool,
+        _meta(
+            "Allow Redis without TLS or without a password beyond this host (a VPN, a lab).",
+            "restart",
+        ),
     ] = False
 
 

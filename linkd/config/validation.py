@@ -17,11 +17,19 @@ from linkd.config.addresses import (
     check_login_path,
     is_loopback,
     parse_address,
+    parse_bus,
     parse_network,
     parse_proxy,
     parse_url,
 )
-from linkd.config.settings import NAME_PATTERN, PATHS, Config, PeerSettings, Settings
+from linkd.config.settings import (
+    NAME_PATTERN,
+    PATHS,
+    ClusterSettings,
+    Config,
+    PeerSettings,
+    Settings,
+)
 from linkd.protocol.channels import (
     MAX_WANTS,
     MAX_WANTS_BYTES,
@@ -298,6 +306,34 @@ def _log(config: Config) -> Iterator[Problem]:
                 ("log", "engine"),
                 'expected "postgresql": the instances of a [cluster] share one log',
             )
+        yield from _bus(config.cluster)
+
+
+def _bus(cluster: ClusterSettings) -> Iterator[Problem]:
+    """The URL is well formed, and the bus is open to nobody unless requested."""
+    if cluster.bus is None:
+        return
+    place = ("cluster", "bus")
+    try:
+        url = parse_bus(cluster.bus)
+    except ValueError as error:
+        yield place, str(error)  # without the text, which may contain a password
+        return
+    is_near = url.service is None and all(is_loopback(host) for host, _ in url.places)
+    if cluster.insecure or is_near:
+        return
+    if not url.secure:
+        yield (
+            place,
+            f"{quote(cluster.bus)} goes beyond loopback without TLS: expected `rediss://`,"
+            " or `insecure = true` on a line that is safe by itself",
+        )
+    if cluster.bus_password_file is None:
+        yield (
+            ("cluster", "bus_password_file"),
+            "missing: Redis beyond loopback needs a password,"
+            " or `insecure = true` on a line that is safe by itself",
+        )
 
 
 def _pair(

@@ -29,10 +29,12 @@ from linkd.config import (
     load,
 )
 from linkd.config.addresses import (
+    BusUrl,
     ProxyUrl,
     Url,
     is_loopback,
     parse_address,
+    parse_bus,
     parse_network,
     parse_proxy,
     parse_url,
@@ -373,6 +375,70 @@ class TestAddresses:
         assert parse_proxy(text) == proxy
         assert str(proxy) == printed
 
+    @pytest.mark.parametrize(
+        ("text", "bus", "printed"),
+        [
+            ("redis://lb", BusUrl(False, (("lb", 6379),)), "redis://lb:6379"),
+            ("rediss://[::1]:7", BusUrl(True, (("::1", 7),)), "rediss://[::1]:7"),
+            (
+                "rediss://linkd@lb:7",
+                BusUrl(True, (("lb", 7),), user="linkd"),
+                "rediss://linkd@lb:7",
+            ),
+            (
+                "rediss+sentinel://a,b:7/linkd",
+                BusUrl(True, (("a", 26379), ("b", 7)), "linkd"),
+                "rediss+sentinel://a:26379,b:7/linkd",
+            ),
+        ],
+    )
+    def test_the_url_of_a_bus_is_parsed_and_printed(
+        self, text: str, bus: BusUrl, printed: str
+    ) -> None:
+        assert parse_bus(text) == bus
+        assert str(bus) == printed
+        assert parse_bus(printed) == bus
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("lb:6379", "another scheme"),
+            ("redis://@lb", "the user before `@`"),
+            ("redis://a b@lb", "the user before `@`"),
+            ("redis://", "host or port"),
+            ("redis://lb:0", "host or port"),
+            ("redis://lb:99999", "host or port"),
+            ("redis://lb?db=1", "host or port"),
+            ("redis://lb/1", "nothing belongs behind the port"),
+            ("redis://a,b", "several hosts are for Sentinel"),
+            ("rediss+sentinel://a,b", "the name under which Sentinel"),
+            ("rediss+sentinel://a,/linkd", "host or port"),
+        ],
+    )
+    def test_what_is_no_url_of_a_bus_is_refused(self, text: str, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            parse_bus(text)
+
+    @pytest.mark.parametrize(
+        "lines",
+        [
+            'bus = "redis://127.0.0.1"',
+            'bus = "rediss://lb"\nbus_password_file = "s"',
+            'bus = "redis+sentinel://a,b/linkd"\ninsecure = true',
+        ],
+    )
+    def test_a_cluster_may_have_a_bus(self, lines: str, tmp_path: Path) -> None:
+        file = tmp_path / "linkd.toml"
+        file.write_text(
+            '[node]\nname = "here"\n[log]\nengine = "postgresql"\n[log.postgresql]\ndsn = "x=y"\n'
+            f'[cluster]\ninstance = "a"\n{lines}\n'
+        )
+        config = load([file])
+        assert config.cluster is not None
+        assert config.cluster.bus is not None
+        missing = {str(error).partition(":")[0] for error in check_files(config)}
+        assert missing == ({"cluster.bus_password_file"} if "file" in lines else set())
+
     @pytest.mark.parametrize("text", ["http://proxy:3128", "environment"])
     def test_a_peer_may_have_a_proxy(self, text: str, tmp_path: Path) -> None:
         file = tmp_path / "linkd.toml"
@@ -417,7 +483,7 @@ class TestAddresses:
 
     @given(st.text(max_size=40))
     def test_anything_is_an_address_or_a_value_error(self, text: str) -> None:
-        for parse in (parse_url, parse_address, parse_proxy):
+        for parse in (parse_url, parse_address, parse_proxy, parse_bus):
             with (
                 pytest.raises(ValueError, match=r"^expected ")
                 if not _parsed(parse, text)

@@ -20,6 +20,7 @@ SECRET = 'secret_file = "s"\n'
 PEER = '[[peer]]\nname = "hub"\n' + SECRET
 DIALED = PEER + 'dial = ["wss://hub.example.net:9443/link"]\n'
 LISTEN = '[listen]\naddress = "127.0.0.1:9443"\n'
+CLUSTER = '[log]\nengine = "postgresql"\n[log.postgresql]\ndsn = "dbname=linkd"\n[cluster]\ninstance = "a"\n'
 API = '[api]\nhttp = "127.0.0.1:9480"\n'
 
 BAD: dict[str, tuple[str, str, str]] = {
@@ -75,6 +76,22 @@ BAD: dict[str, tuple[str, str, str]] = {
         "missing: `engine",
     ),
     "engine": (NODE + '[log]\nengine = "redis"\n', "log.engine", 'expected "postgresql" or'),
+    "bus without TLS": (
+        NODE + CLUSTER + 'bus_password_file = "s"\nbus = "redis://lb:6379"\n',
+        "cluster.bus",
+        'beyond loopback without TLS: expected `rediss://`',
+    ),
+    "bus by Sentinels without TLS": (
+        NODE + CLUSTER + 'bus_password_file = "s"\nbus = "redis+sentinel://[::1]:1/linkd"\n',
+        "cluster.bus",
+        'beyond loopback without TLS',
+    ),
+    "bus without a password": (
+        NODE + CLUSTER + 'bus = "rediss://lb"\n',
+        "cluster.bus_password_file",
+        "missing: Redis beyond loopback needs a password",
+    ),
+    "bus elsewhere": (NODE + CLUSTER + 'bus = "http://lb"\n', "cluster.bus", "another scheme"),
     "when_full": (NODE + '[log]\nwhen_full = "drop_oldest"\n', "log.when_full",
                   'did you mean "drop-oldest"?'),
     "body too large": (NODE + "[log]\nmax_body_bytes = 16_777_217\n", "log.max_body_bytes",
@@ -333,5 +350,19 @@ def test_a_password_in_a_peers_url_is_refused_and_not_shown(tmp_path: Path) -> N
     file = tmp_path / "linkd.toml"
     file.write_text(NODE + DIALED.replace("//", "//user:hidden@"))
     with pytest.raises(ConfigError, match="no user, query or fragment") as error:
+        load([file])
+    assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["rediss://:hidden@lb", "redis://linkd:hidden@lb:6379", "rediss://u:hi/hidden@lb", "hidden@lb"],
+)
+def test_a_password_in_the_url_of_the_bus_is_refused_and_not_shown(
+    url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "linkd.toml"
+    file.write_text(NODE + CLUSTER + f'bus = "{url}"\n')
+    with pytest.raises(ConfigError, match=r"cluster\.bus: expected") as error:
         load([file])
     assert "hidden" not in str(error.value)
