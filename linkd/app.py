@@ -231,6 +231,7 @@ class Application:
         link = self.node.link(name)
         if link is not None and link.connection is not None:
             link.connection.abort("rejected", "its certificate was revoked")
+        self.node.links.command(name, "revoke")
 
     def _posts(self) -> dict[str, Post]:
         """Return handlers for pairing's paths on the listener; they run in the worker."""

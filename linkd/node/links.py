@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from random import Random
-from typing import TYPE_CHECKING
+from secrets import token_hex
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -28,6 +29,11 @@ from linkd.status import AbsentPeer
 if TYPE_CHECKING:
     from linkd.node.node import Node
     from linkd.node.replicator import Replicator
+
+COMMAND = "command"
+"""Kind of shared values: what another instance is asked to do with a link, by `PEER/COMMAND`."""
+
+Command = Literal["kick", "rejoin", "revoke"]
 
 KEPT_SECONDS = 86_400.0
 """Running time for which the cursor of a peer that is not configured is kept, in seconds."""
@@ -344,6 +350,7 @@ class Links:
         node.log.on_taken.append(self._taken)
         node.log.on_epoch.append(self._epoch_opened)
         cursors.on_peer.append(self._noted_elsewhere)
+        cursors.watch(COMMAND, self._commanded)
 
     # -- other instances of this node ---------------------------------------------------------
 
@@ -364,6 +371,23 @@ class Links:
         if driver is not None and driver.connection is None:
             driver.replicator.follow(cursor.acked)
             self._waits[cursor.peer].acked(cursor.acked)
+
+    def command(self, peer: str, word: Command) -> None:
+        """Let the other instances of this node act on a link, whichever has it."""
+        self._cursors.share(COMMAND, f"{peer}/{word}", token_hex(8).encode())
+
+    def _commanded(self, key: str, value: bytes | None) -> None:
+        """Act on a link, as was asked for at another instance."""
+        peer, _, word = key.rpartition("/")
+        driver = self.drivers.get(peer)
+        if driver is None:
+            return
+        if word == "kick" and driver.link.state not in ("up", "stopped"):
+            driver.kick()
+        elif word == "rejoin":
+            driver.rejoin("the link restarts after a resync")
+        elif word == "revoke" and driver.connection is not None:
+            driver.connection.abort("rejected", "its certificate was revoked")
 
     def share_dialing(self) -> None:
         """Dial from one instance alone; called about once a second."""

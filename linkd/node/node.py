@@ -466,6 +466,7 @@ class Node:
         driver = self.links.drivers[peer]
         if driver.link.state != "up":
             driver.kick()
+            self.links.command(peer, "kick")
             events.emit("link.kicked", peer=peer)
 
     def drill_began(self, peer: str, drill: str, seconds: float) -> None:
@@ -491,7 +492,13 @@ class Node:
 
     def resync(self, peer: str, confirmed: bool) -> Deferred[str]:
         """Forget how far this node has the peer's log: the peer then goes by its own notes."""
-        return resync(self.name, self.log, self.links.drivers[peer], confirmed)
+        done = resync(self.name, self.log, self.links.drivers[peer], confirmed)
+        return done.addCallback(self._resynced, peer) if confirmed else done
+
+    def _resynced(self, text: str, peer: str) -> str:
+        """Let the instance that has the peer restart the link too."""
+        self.links.command(peer, "rejoin")
+        return text
 
     def trim(self, before: int, confirmed: bool) -> tuple[int, int]:
         """Return (records, of them owed) below `before`; delete them where confirmed."""

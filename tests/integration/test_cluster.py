@@ -16,7 +16,7 @@ import pytest
 from linkd.drill.testbed import free_port
 from tests.integration.test_postgresql import init, log_of, post
 from tests.support.daemon import Daemon, listen, peer
-from tests.support.duo import ALL, numbers, publish, until
+from tests.support.duo import ALL, numbers, publish, run, until
 from tests.support.postgresql import Server, needs_postgresql
 
 pytestmark = needs_postgresql
@@ -127,6 +127,22 @@ def test_a_consumer_goes_on_at_another_hub_where_it_was(cluster: Cluster) -> Non
     b.call("POST", "/v1/consumers/billing/ack", json.dumps({"next": page["next"]}).encode())
     page = a.call("GET", path)
     assert [record["data"]["n"] for record in page["records"]] == list(range(10, 15))
+
+
+def test_a_command_reaches_the_link_at_whichever_hub_it_is(cluster: Cluster) -> None:
+    cluster.start()
+    edge = cluster.edges[0]
+    publish(edge, "up", range(5))
+    held = cluster.hub_of(edge)
+    other = next(hub for hub in cluster.hubs if hub is not held)
+    until(lambda: numbers(other, "up") == list(range(5)))
+    assert run(other, "resync", edge.name, "--yes").returncode == 0
+    held.wait_line(5.0, event="link.waiting", peer=edge.name, old="up")
+    edge.wait_up("hub", 10.0)
+    publish(edge, "up", range(5, 8))
+    for hub in cluster.hubs:
+        until(lambda hub=hub: numbers(hub, "up") == list(range(8)))
+    assert run(other, "publish", "down", "x", "--wait", edge.name).returncode == 0
 
 
 class Filling:

@@ -75,6 +75,10 @@ BAD: dict[str, tuple[str, str, str]] = {
         "log.postgresql",
         "missing: `engine",
     ),
+    "cluster without a database": (NODE + '[cluster]\ninstance = "a"\n', "log.engine",
+                                   'expected "postgresql": the instances of a [cluster]'),
+    "instance with a blank": (NODE + '[cluster]\ninstance = "a b"\n[log]\nengine = "postgresql"\n'
+                              '[log.postgresql]\ndsn = "dbname=a"\n', "cluster.instance", 'got "a b"'),
     "engine": (NODE + '[log]\nengine = "redis"\n', "log.engine", 'expected "postgresql" or'),
     "bus without TLS": (
         NODE + CLUSTER + 'bus_password_file = "s"\nbus = "redis://lb:6379"\n',

@@ -54,10 +54,8 @@ class SharedCursorStore(PostgresqlCursorStore):
         super().__init__(log.database, log.id, post)
         log.on_values.append(self._changed_elsewhere)
 
-    def _take(self, kind: str, key: Any, value: bytes | None) -> None:
+    def _take(self, kind: str, key: Any, value: bytes) -> None:
         """Take a row into memory."""
-        if value is None:
-            return
         name, _, instance = kind.partition("@")
         if instance:
             if kind in self._of_instance:
