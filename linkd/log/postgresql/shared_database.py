@@ -13,9 +13,9 @@ import secrets
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -601,7 +601,7 @@ class Follower:
         self._kept = kept
         self._changed = changed
         self._seen = self._forgotten = 0  # transactions
-        self._refreshed: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._refreshed: deque[Callable[[], None]] = deque()
         self._forgot = time.monotonic()
         self._reads, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._announces = self._ends = False
@@ -628,7 +628,7 @@ class Follower:
 
     def refresh(self, done: Callable[[], None]) -> None:
         """Call `done` in the reactor behind the next look at the small values."""
-        self._refreshed.put(done)
+        self._refreshed.append(done)
         self.wake()
 
     def stop(self) -> None:
@@ -689,14 +689,14 @@ class Follower:
 
     def _look_at_values(self, connection: Any) -> None:
         """Read the small values that were changed since the last look."""
-        waiting = [self._refreshed.get() for _ in range(self._refreshed.qsize())]
+        waiting = len(self._refreshed)  # they wait on while the database is away
         found = connection.execute(_CHANGED, (str(self._seen),)).fetchall()
         self._seen = found[0][4]
         rows = [KeptRow(*row[:4]) for row in found if row[0] is not None]
         if rows:
             self._post(lambda: self._changed(rows))
-        for done in waiting:
-            self._post(done)
+        for _ in range(waiting):
+            self._post(self._refreshed.popleft())
 
     def _forget(self, connection: Any) -> None:
         """Delete what was removed more than an hour ago: all instances have seen that."""

@@ -654,6 +654,26 @@ def test_a_consumer_that_is_new_here_and_known_elsewhere_keeps_its_cursor(make: 
         one.close()
 
 
+def test_a_refresh_waits_until_the_database_is_there_again(make: Made) -> None:
+    a, b = make("a"), make("b")
+    of_a, of_b = Cursors(a), Cursors(b)
+    follower, known = b.log._follower, list[object]()
+    look = follower._look_at_values
+
+    def broken(connection: Any) -> None:
+        follower._look_at_values = look
+        connection.close()
+        look(connection)
+
+    assert of_a.done(of_a.store.share, "token", "x", b"1") is None
+    follower._look_at_values = broken
+    of_b.store.refresh(lambda: known.append(of_b.store.shared("token")["x"]))
+    b.until(lambda: known)
+    assert known == [b"1"]
+    for one in (of_a, of_b):
+        one.close()
+
+
 def test_what_is_older_than_our_own_change_is_left_out(make: Made) -> None:
     from linkd.log.postgresql.shared_database import KeptRow
 
