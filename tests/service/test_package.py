@@ -51,8 +51,8 @@ def release(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def root(release: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the root of a bare host of a release, made ready for systemd."""
-    # The package brings Python by itself.
-    return prepared(RELEASES[release], tmp_path_factory.mktemp("prepared"), "python3")
+    # The package brings them by itself.
+    return prepared(RELEASES[release], tmp_path_factory.mktemp("prepared"), "python3", "procps")
 
 
 @pytest.fixture(scope="module")

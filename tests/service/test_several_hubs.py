@@ -138,7 +138,7 @@ class Typist:
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the root of bare hosts of Debian 12; apt has what the page installs."""
     need("root", "systemd", "network namespaces", "debootstrap")
-    installs = ("python3", "postgresql", "redis-server", "haproxy")
+    installs = ("python3", "procps", "postgresql", "redis-server", "haproxy")
     return prepared("bookworm", tmp_path_factory.mktemp("prepared"), *installs)
 
 
