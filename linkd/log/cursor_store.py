@@ -49,6 +49,7 @@ PEER, CONSUMER, _OUTAGE, _EVENT = "peer", "consumer", "outage", "event"
 HISTORY = (_OUTAGE, _EVENT)
 
 Done = Callable[[Exception | None], None]
+Taken = Callable[[bytes | Exception | None], None]
 Watcher = Callable[[str, bytes | None], None]
 _Key = tuple[str, str | int]
 Rows = dict[_Key, bytes | None]
@@ -165,10 +166,10 @@ class CursorStore:
 
     # what the instances of a node share
 
-    def shared(self, kind: str) -> Mapping[str, bytes]:
+    def shared(self, kind: str) -> MappingProxyType[str, bytes]:
         """Return the values of a kind that the instances of this node share, by key.
 
-        With one instance only they end with the process.
+        With one instance only they end with the process. Another thread may `copy` them.
         """
         return MappingProxyType(self._rows.setdefault(kind, {}))
 
@@ -177,6 +178,15 @@ class CursorStore:
         self._set_shared(kind, key, value)
         if done is not None:
             done(None)
+
+    def take(self, kind: str, key: str, done: Taken) -> None:
+        """Remove a shared value; only one instance gets it: `done` with it, once it is durable.
+
+        With None where it is not there (any more), with the error where that is not known.
+        """
+        value = self.shared(kind).get(key)
+        self._set_shared(kind, key, None)
+        done(value)
 
     def watch(self, kind: str, call: Watcher) -> None:
         """Call with key and value (None: removed) of each change by another instance."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from linkd.log.commit import Post
-from linkd.log.cursor_store import CONSUMER, HISTORY, PEER, Done, Rows, joined
+from linkd.log.cursor_store import CONSUMER, HISTORY, PEER, Done, Rows, Taken, joined
 from linkd.log.interface import Consumer, PeerCursor
 from linkd.log.postgresql.cursors import PostgresqlCursorStore
 from linkd.log.postgresql.shared_database import KeptRow
@@ -22,6 +23,14 @@ _PUT = (
     " where excluded.value is null or kept.value is null or excluded.rank >= kept.rank"
     " returning kind, key, changed::text::bigint"
 )
+_TAKE = (
+    "with taken as (select key, value from linkd.kept"
+    " where (kind, key) = (%s, %s) and value is not null for update)"
+    " update linkd.kept set value = null, changed = pg_current_xact_id() from taken"
+    " where kept.kind = %s and kept.key = taken.key returning taken.value"
+)
+"""The second of two instances waits for the first, and then finds no value."""
+
 _KNOWN = "select value from linkd.kept where kind = 'consumer' and key = any(%s)"
 _DELETE = (
     "delete from linkd.kept using unnest(%s::text[], %s::text[]) as row (kind, key)"
@@ -51,6 +60,7 @@ class SharedCursorStore(PostgresqlCursorStore):
         self._flying: Rows = {}  # is being written
         self._creating: set[str] = set()
         self._written: dict[tuple[str, str], int] = {}  # in which transaction
+        self._taking: list[tuple[str, str, Taken]] = []
         super().__init__(log.database, log.id, post)
         log.on_values.append(self._changed_elsewhere)
 
@@ -69,6 +79,13 @@ class SharedCursorStore(PostgresqlCursorStore):
         """Set a shared value, or remove it; `done` once it is durable."""
         self._set_shared(kind, key, value)
         self._changed(kind, key, value, done)
+
+    def take(self, kind: str, key: str, done: Taken) -> None:
+        """Remove a shared value; only one instance gets it: `done` with it, once it is durable."""
+        with self._lock:
+            self._taking.append((kind, key, done))
+            self._waiting.append(lambda _: None)  # behind what was shared before
+            self._lock.notify()
 
     def refresh(self, done: Callable[[], None]) -> None:
         """Call `done` once all is known that other instances have noted until now."""
@@ -130,6 +147,33 @@ class SharedCursorStore(PostgresqlCursorStore):
     # the thread
 
     def write(self, rows: Rows) -> Exception | None:
+        """Write rows in one transaction, then take values; return why it failed, if it did."""
+        with self._lock:
+            taking, self._taking = self._taking, []
+        error = self._write(rows) if rows else None
+        for kind, key, done in taking:
+            taken = error or self._taken(kind, key)
+            self._post(partial(self._tell, kind, key, taken, done))
+        return error
+
+    def _taken(self, kind: str, key: str) -> bytes | Exception | None:
+        """Take a value."""
+
+        def take(connection: Any) -> Any:
+            return connection.execute(_TAKE, (kind, key, kind), binary=True).fetchone()
+
+        try:
+            row = self._database.run(take)
+        except OSError as error:
+            return error
+        return None if row is None else bytes(row[0])
+
+    def _tell(self, kind: str, key: str, taken: bytes | Exception | None, done: Taken) -> None:
+        if isinstance(taken, bytes):
+            self._set_shared(kind, key, None)
+        done(taken)
+
+    def _write(self, rows: Rows) -> Exception | None:
         """Write rows in one transaction; return why it failed, if it did."""
         self._flying, created = rows, set[str]()
         gone: list[tuple[str, str]] = []

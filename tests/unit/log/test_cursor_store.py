@@ -528,6 +528,11 @@ def test_values_are_shared_within_one_process() -> None:
     cursors.share("token", "y", b"2", done.append)
     cursors.share("token", "x", None)
     assert cursors.shared("token") == {"y": b"2"}
+    taken: list[Any] = []
+    cursors.take("token", "y", taken.append)
+    cursors.take("token", "y", taken.append)
+    assert taken == [b"2", None]
+    assert cursors.shared("token") == {}
     cursors.refresh(lambda: done.append("known"))
     cursors.create_consumer(Consumer("socket", "billing", 3, ("orders",)))
     assert ("socket", "billing") in cursors.consumers()

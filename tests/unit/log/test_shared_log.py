@@ -622,6 +622,33 @@ def test_values_that_are_shared_are_seen_by_all(make: Made) -> None:
         one.close()
 
 
+def test_a_value_is_taken_by_one_instance(make: Made) -> None:
+    a, b = make("a"), make("b")
+    of_a, of_b = Cursors(a), Cursors(b)
+    for number in range(20):
+        of_a.store.share("token", str(number), b"%d" % number)
+    of_a.done(of_a.store.share, "token", "last", b"")
+    taken: list[tuple[int, Any]] = []
+    for number in range(20):
+        for one in (of_a, of_b):
+            one.store.take("token", str(number), lambda found, n=number: taken.append((n, found)))
+    a.until(lambda: len(taken) == 40)
+    assert sorted(found for found in taken if found[1] is not None) == [
+        (number, b"%d" % number) for number in range(20)
+    ]
+    assert sum(found[1] is None for found in taken) == 20
+    a.until(lambda: of_a.store.shared("token") == of_b.store.shared("token") == {"last": b""})
+    ask("revoke update on linkd.kept from linkd")
+    taken.clear()
+    of_a.store.take("token", "last", lambda found: taken.append((0, found)))
+    a.until(lambda: taken)
+    assert "permission denied" in str(taken[0][1])
+    ask("grant update on linkd.kept to linkd")
+    assert of_a.store.shared("token") == {"last": b""}
+    for one in (of_a, of_b):
+        one.close()
+
+
 def test_what_was_removed_is_forgotten_after_an_hour(
     make: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
