@@ -110,6 +110,7 @@ class AuthorizedRequest(msgspec.Struct, frozen=True):
         by: How it was authenticated.
         patterns: How narrow its token was.
         token: The token that an upgrade uses up once it succeeds.
+        redeems: A token of any instance that is used up before the request goes on.
         refusal: Why the WebSocket that is opened closes at once.
         is_foreign_host: Its Host is none of this node's: the answer names no peers.
     """
@@ -119,6 +120,7 @@ class AuthorizedRequest(msgspec.Struct, frozen=True):
     by: By
     patterns: tuple[str, ...] = ()
     token: str | None = None
+    redeems: str | None = None
     refusal: ApiError | None = None
     is_foreign_host: bool = False
 
@@ -161,6 +163,15 @@ class AccessControl:
             request.setHeader(b"Vary", b"Origin")
         admitted = self._admit(request, _match(request))
         return msgspec.structs.replace(admitted, is_foreign_host=True) if is_foreign else admitted
+
+    async def redeem(self, request: ApiRequest, admitted: AuthorizedRequest) -> AuthorizedRequest:
+        """Return who calls, by a token that is used up now; raise ApiError where it is not good."""
+        assert admitted.redeems is not None
+        found = await self._keyring.redeem(admitted.redeems)
+        if found is None:
+            self._wrong.wrong(request.address)
+            raise unauthorized("the key or token is not known, used, or expired")
+        return msgspec.structs.replace(admitted, caller=found[0], patterns=found[1], redeems=None)
 
     def preflight(self, request: ApiRequest) -> str:
         """Return the origin whose browser asks whether it may call; raise ApiError."""
@@ -227,6 +238,8 @@ class AccessControl:
             if known is not None:
                 return AuthorizedRequest(match, known, "key")
         token = bearer or _query_token(request, match)
+        if token is not None and access == "token" and self._keyring.is_shared(token):
+            return AuthorizedRequest(match, STRANGER, "token", redeems=token)
         if token is not None and access == "token":
             is_for_later = match.route.socket
             found = self._keyring.peek(token) if is_for_later else self._keyring.spend(token)

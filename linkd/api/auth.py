@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from linkd.api.errors import ApiError
+from linkd.api.shared_auth import SharedAuth
 from linkd.config import Config
 from linkd.errors import ChannelRefused, ConfigError
 from linkd.host import write_atomically
@@ -233,20 +234,26 @@ class Keyring:
         config: Names the key files; `reload` reads them again.
         clock: Monotonic seconds.
         wall: Unix seconds, for the cookies, which outlive a restart.
+        shared: What the instances of the node share; None: there is only this one.
 
     Raises:
         ConfigError: A key's file cannot be read, or holds no usable secret.
     """
 
     def __init__(
-        self, config: Config, clock: Callable[[], float], wall: Callable[[], float]
+        self,
+        config: Config,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        shared: SharedAuth | None = None,
     ) -> None:
         self._clock = clock
         self._wall = wall
+        self._shared = shared
         self._tokens: OrderedDict[bytes, _Token] = OrderedDict()
         self._waiting: dict[str, OrderedDict[bytes, None]] = {}  # the tokens of each key
         self._ended = EndedSessions(Path(config.node.state_dir), wall)
-        self._signing = _signing_key(Path(config.node.state_dir))
+        self._own_signing = _signing_key(Path(config.node.state_dir))
         self._keys: dict[str, _Key] = {}
         self.require_key = True
         self.reload(config)
@@ -305,6 +312,29 @@ class Keyring:
         self._waiting.setdefault(caller.name, OrderedDict())[digest] = None
         return token
 
+    async def issue_shared(self, caller: Caller, patterns: tuple[str, ...]) -> str:
+        """Return a fresh token that every instance accepts; raise ApiError if that fails."""
+        if self._shared is None:
+            return self.issue(caller, patterns)
+        return await self._shared.issue(self._signing, caller.name, patterns)
+
+    def is_shared(self, presented: str) -> bool:
+        """Return whether a token was made by an instance of this node: `redeem` uses it up."""
+        return self._shared is not None and self._shared.is_ours(self._signing, presented)
+
+    async def redeem(self, presented: str) -> tuple[Caller, tuple[str, ...]] | None:
+        """Use up a token of any instance; return its caller and patterns if it was good.
+
+        Raises:
+            ApiError: The database does not answer.
+        """
+        assert self._shared is not None
+        token = await self._shared.take(presented)
+        caller = None if token is None else self._named(token.key)
+        if token is None or caller is None:
+            return None
+        return _narrow(caller, token.patterns), token.patterns
+
     def _drop(self, digest: bytes) -> _Token | None:
         """Take a token away; return it, if it was there."""
         token = self._tokens.pop(digest, None)
@@ -354,8 +384,12 @@ class Keyring:
     def end_session(self, value: str) -> None:
         """Invalidate a session cookie, also across restarts."""
         session = self._session(value)
-        if session is not None:
+        if session is None:
+            return
+        if self._shared is None:
             self._ended.add(session.key, session.id, session.expires)
+        else:
+            self._shared.end(session.key, session.id, session.expires)
 
     def _session(self, value: str) -> _Session | None:
         """Return the session in a cookie that we signed and that is still valid."""
@@ -370,6 +404,7 @@ class Keyring:
         if (
             not session.id
             or session.id in self._ended
+            or (self._shared is not None and self._shared.has_ended(session.id))
             or not 0 < session.expires - self._wall() <= SESSION_SECONDS
             or not hmac.compare_digest(self._mark(session.key), session.mark)
         ):
@@ -389,6 +424,13 @@ class Keyring:
         """Return what changes when a key's secret does."""
         key = self._keys.get(name)
         return _text(self._sign(b"mark" + (key.secret if key else name.encode())))[:16]
+
+    @property
+    def _signing(self) -> bytes:
+        """The key that signs cookies."""
+        if self._shared is None:
+            return self._own_signing
+        return self._shared.signing_key(self._own_signing)
 
     def _sign(self, packed: bytes) -> bytes:
         return hmac.new(self._signing, packed, hashlib.sha256).digest()

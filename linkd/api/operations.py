@@ -336,7 +336,7 @@ async def token(api: ApiServer, call: Call) -> Response:
     wanted = call.json(TokenWanted).channel
     if wanted is not None and not is_pattern(wanted):
         raise ApiError("malformed", f"channel: {wanted[:80]!r} is no channel or pattern")
-    fresh = api.keyring.issue(call.caller, () if wanted is None else (wanted,))
+    fresh = await api.keyring.issue_shared(call.caller, () if wanted is None else (wanted,))
     return answer({"token": fresh, "expires_seconds": TOKEN_SECONDS}, 201)
 
 

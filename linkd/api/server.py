@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+import msgspec
 from twisted.internet import tcp, unix
 from twisted.internet.defer import (
     Deferred,
@@ -27,7 +28,7 @@ from linkd.api.access import (
     AuthorizedRequest,
     answers_by_close,
 )
-from linkd.api.auth import STRANGER, Caller, FailedKeyLimiter, Keyring
+from linkd.api.auth import STRANGER, TOKEN_SECONDS, Caller, FailedKeyLimiter, Keyring
 from linkd.api.call import Call, check_consumer
 from linkd.api.errors import ApiError, refusal_of
 from linkd.api.http import ApiRequest, ConnectionSlots, MemoryBudget, Response, refused
@@ -36,6 +37,7 @@ from linkd.api.operations import StaticFiles
 from linkd.api.presence import Presence
 from linkd.api.routes import describe, find
 from linkd.api.session import ClientSession
+from linkd.api.shared_auth import SharedAuth
 from linkd.api.sinks import EventStream
 from linkd.api.site import ApiSite
 from linkd.api.stream import StreamSession
@@ -195,7 +197,10 @@ class ApiServer:
         self.reactor = reactor
         self.config = config
         self.pairing = pairing
-        self.keyring = Keyring(config, reactor.seconds, wall)
+        shared = None
+        if node.shared is not None:
+            shared = SharedAuth(node.shared, reactor, wall, TOKEN_SECONDS)
+        self.keyring = Keyring(config, reactor.seconds, wall, shared)
         self.access_control = AccessControl(config, self.keyring, FailedKeyLimiter(reactor.seconds))
         self.slots = ConnectionSlots(config.limits)
         self.metrics = Metrics(node, lambda: len(reactor.getDelayedCalls()))
@@ -400,6 +405,8 @@ class ApiServer:
 
     async def _answer(self, request: ApiRequest, admitted: AuthorizedRequest) -> Response | None:
         route = admitted.match.route
+        if admitted.redeems is not None:
+            admitted = request.admitted = await self._redeem(request, admitted)
         if route.socket:
             self.websockets.take(request, admitted)
             return None
@@ -411,6 +418,15 @@ class ApiServer:
         if not route.any_query:
             call.only(*route.query_names)
         return await route.run(self, call)
+
+    async def _redeem(self, request: ApiRequest, admitted: AuthorizedRequest) -> AuthorizedRequest:
+        """Use up a token; a WebSocket that is refused is told so by its own means."""
+        try:
+            return await self.access_control.redeem(request, admitted)
+        except ApiError as refusal:
+            if not admitted.match.route.socket:
+                raise
+            return msgspec.structs.replace(admitted, redeems=None, refusal=refusal)
 
     async def _preflight(self, request: ApiRequest) -> Response:
         """Answer a browser that asks whether a page of another origin may call."""

@@ -128,6 +128,7 @@ class Node:
         forget_outages: Removes the outages of a peer whose cursor is gone.
         certificates: Those in files and of paired peers: role, peer, Unix seconds of the end.
         instances: Those that serve this node, where there may be several.
+        shared: Has the small values that these share; None: there is only this one.
     """
 
     def __init__(
@@ -170,6 +171,7 @@ class Node:
         self._rules = ChannelRules(config.channels)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
         self.instances = instances_of(self, config.cluster, stores.cursors)
+        self.shared = None if self.instances is None else stores.cursors
         self.dispatcher = Dispatcher(
             log, self.links.drivers, self.subscriptions, self.count, call_when_idle(clock)
         )

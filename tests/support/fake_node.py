@@ -95,6 +95,7 @@ class FakeNode:
         self.stopping = False
         self.drain = SimpleNamespace(active=False)
         self.instances: Any = None
+        self.shared: Any = None
         self.links = FakeLinks()
         self.published: list[NewRecords] = []
         self.counts: Counter[tuple[str, str]] = Counter()
