@@ -70,8 +70,18 @@ class ClientSession:
 
     def watch_links(self) -> None:
         """Call `send_links` with each link that changes from now on."""
-        if self._unwatch is None:
-            self._unwatch = self.api.node.events.follow(self._on_event)
+        if self._unwatch is not None:
+            return
+        node = self.api.node
+        ends = [node.events.follow(self._on_event)]
+        if node.instances is not None:
+            ends.append(node.instances.follow(self._on_link))
+
+        def unwatch() -> None:
+            for end in ends:
+                end()
+
+        self._unwatch = unwatch
 
     def send_links_soon(self) -> None:
         """Call `send_links` in the caller's turn."""
@@ -84,8 +94,11 @@ class ClientSession:
 
     def _on_event(self, event: Event) -> None:
         if event.peer is not None:
-            self._changed_links[event.peer] = event.event
-            self.send_links_soon()
+            self._on_link(event.peer, event.event)
+
+    def _on_link(self, peer: str, event: str) -> None:
+        self._changed_links[peer] = event
+        self.send_links_soon()
 
     def _send_changed_links(self) -> None:
         """Pass on the changed links, unless the client does not read: then once it does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -154,6 +154,7 @@ class Instances:
         self._is_due = False
         self._checksum: tuple[object, str] = (None, "")
         self._warned: set[str] = set()
+        self._followers: list[Callable[[str, str], None]] = []
 
     # what is written
 
@@ -281,9 +282,13 @@ class Instances:
             self._others.pop(name, None)
             return
         links = {link.peer: link for link in note.notes}
+        old = {} if before is None else before.links
         known = self._others[name] = _Known(note, links, heard, heard is None)
         if heard is None:
             return
+        self._changed_links(
+            peer for peer in {*old, *links} if _state_of(old, peer) != _state_of(links, peer)
+        )
         is_new = before is None or before.note.run != note.run or before.is_silent
         if note.state == "stopped":
             self._log("info", "instance.stopped", known)
@@ -298,6 +303,7 @@ class Instances:
         if note.state != "stopped" and not known.is_silent and self._silence(known) is None:
             known.is_silent = True
             self._log("warn", "instance.silent", known)
+            self._changed_links(known.links)
         is_over = note.state == "stopped" or known.is_silent
         if is_over and self._node.log.is_keeper and wall() - note.time >= FORGET_SECONDS:
             del self._others[note.instance]
@@ -313,6 +319,19 @@ class Instances:
         }[event]
         detail = f"the instance {note.instance} at {note.host} {what}"
         self._node.log_event(level, event, other=note.instance, detail=detail)
+
+    def follow(self, call: Callable[[str, str], None]) -> Callable[[], None]:
+        """Call with peer and event of each link that changes elsewhere; return what ends that."""
+        self._followers.append(call)
+        return lambda: self._followers.remove(call)
+
+    def _changed_links(self, peers: Iterable[str]) -> None:
+        for peer in peers if self._followers else ():
+            link = self._node.link_status(peer)
+            if link is None:
+                continue  # it is configured there alone
+            for call in tuple(self._followers):
+                call(peer, f"link.{link.state}")
 
     def _silence(self, known: _Known) -> float | None:
         """Return for how long an instance has written nothing; None: for too long."""
@@ -488,6 +507,10 @@ class Instances:
             keys=note.keys,
             differs=[] if here or not is_live else self._differs(note),
         )
+
+
+def _state_of(links: Mapping[str, LinkNote], peer: str) -> str | None:
+    return links[peer].state if peer in links else None
 
 
 def instances_of(

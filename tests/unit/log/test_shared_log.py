@@ -242,6 +242,8 @@ def test_a_peer_is_held_by_one_instance_at_a_time(make: Made) -> None:
     assert isinstance(a.store(received(1, 2, b"1", peer="edge"))[0], OutOfStep)
     assert isinstance(a.hold("edge", 1), Appended)
     assert a.store(received(1, 2, b"1", peer="edge")) == [Appended(1, 1)]
+    assert a.log.holder("edge") == a.log.database.run_id
+    assert a.log.holder("nobody") is None
     assert isinstance(b.hold("edge", 2), Appended)
     assert b.log.cursor("edge") == Cursor("hublog", (EpochEnd("e1", 2),), 2)
     a.until(lambda: a.taken)

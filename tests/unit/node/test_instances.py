@@ -274,6 +274,25 @@ def test_a_change_of_a_link_is_written_within_about_a_second(cluster: Cluster) -
     assert a.clock.seconds() - before < 5.0
 
 
+def test_followers_get_the_links_that_change_elsewhere(cluster: Cluster) -> None:
+    for name in "abc":
+        cluster.start(name)
+    instances = cluster.hubs["a"].instances
+    assert instances is not None
+    seen: list[tuple[str, str]] = []
+    end = instances.follow(lambda peer, event: seen.append((peer, event)))
+    cluster.connect("b")
+    assert ("edge", "link.up") in seen
+    seen.clear()
+    cluster.kill("b")
+    cluster.net.run(SILENT_SECONDS + 6.0)
+    assert seen == [("edge", "link.unknown")]
+    end()
+    cluster.net.open = True
+    cluster.connect("c")
+    assert len(seen) == 1
+
+
 def test_a_draining_instance_is_shown_so_and_another_one_dials(cluster: Cluster) -> None:
     cluster.net.open = False
     keeper = cluster.start("a", SAT, keeper=True)
