@@ -82,11 +82,11 @@ STORED = {
 """Counters of records that were not dropped."""
 
 
-INSTANCE_GAUGES: tuple[tuple[str, str, Callable[[InstanceStatus], float]], ...] = (
+INSTANCE_GAUGES: tuple[tuple[str, str, Callable[[InstanceStatus], float | None]], ...] = (
     (
         "linkd_instance_up",
-        "1 while an instance of this node runs, 0 if it is silent or stopped.",
-        lambda one: one.state in ("up", "draining"),
+        "1 while an instance of this node runs, 0 if it is silent.",
+        lambda one: None if one.state == "stopped" else one.state != "silent",
     ),
     ("linkd_instance_links", "Links that are up there.", lambda one: one.links),
     ("linkd_instance_keeper", "1 for the one that keeps the log.", lambda one: one.keeper),
@@ -350,7 +350,9 @@ class Metrics:
         for name, about, value in INSTANCE_GAUGES:
             yield _head(name, about, "gauge")
             for one in found:
-                yield f'{name}{{name="{one.instance}"}} {float(value(one))!r}'
+                figure = value(one)
+                if figure is not None:
+                    yield f'{name}{{name="{one.instance}"}} {float(figure)!r}'
 
     def _seeded(
         self,

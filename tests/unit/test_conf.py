@@ -8,13 +8,14 @@ import subprocess
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
 
 from linkd.api.metrics import Metrics
-from tests.support.fake_node import FakeNode, make_config, metrics_text
+from tests.support.fake_node import FakeNode, instance, make_config, metrics_text
 from tests.support.needs import need
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +30,9 @@ _GRAFANA = {"$rate_interval": "5m", "$instance": ".*", "$peer": ".*"}
 @pytest.fixture
 def metrics(tmp_path: Path) -> dict[str, str]:
     """Name and type of each metric that a node has."""
-    text = metrics_text(Metrics(FakeNode(make_config(tmp_path), Clock())))
+    node = FakeNode(make_config(tmp_path), Clock())
+    node.instances = SimpleNamespace(statuses=lambda: [instance("hub-a", here=True)])
+    text = metrics_text(Metrics(node))
     return dict(EVERYTHING.findall(text))
 
 
@@ -65,7 +68,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def test_alert_rules_are_valid() -> None:
-    assert "19 rules found" in promtool("check", "rules", ALERTS)
+    assert "20 rules found" in promtool("check", "rules", ALERTS)
 
 
 def test_each_alert_fires_when_it_should_and_not_before() -> None:
@@ -103,7 +106,18 @@ def test_the_dashboard_shows_every_metric(metrics: dict[str, str]) -> None:
 
 
 def test_labels_that_are_asked_for_are_labels_that_there_are() -> None:
-    known = {"instance", "peer", "reason", "role", "owner", "consumer", "le", "version"}
+    known = {
+        "instance",
+        "peer",
+        "reason",
+        "role",
+        "owner",
+        "consumer",
+        "le",
+        "version",
+        "job",
+        "name",
+    }
     texts = [ALERTS.read_text(), *(each for _, each in expressions())]
     for text in texts:
         for names in re.findall(r"\bby \(([^)]*)\)", text):

@@ -30,9 +30,10 @@ def test_instances_have_metrics_by_name_where_there_are_several(tmp_path: Path) 
     node = FakeNode(make_config(tmp_path), Clock())
     assert "linkd_instance" not in metrics_text(Metrics(node))
     away = instance("hub-b", state="silent", differs=["its keys"])
-    node.instances = SimpleNamespace(statuses=lambda: [instance("hub-a", here=True), away])
+    found = [instance("hub-a", here=True), away, instance("hub-c", "stopped", links=0)]
+    node.instances = SimpleNamespace(statuses=lambda: found)
     lines = metrics_text(Metrics(node)).splitlines()
-    assert [line for line in lines if line.startswith("linkd_instance")] == [
+    assert [line for line in lines if re.match("linkd_instance.*hub-[ab]", line)] == [
         'linkd_instance_info{name="hub-a"} 1.0',
         'linkd_instance_up{name="hub-a"} 1.0',
         'linkd_instance_up{name="hub-b"} 0.0',
@@ -43,6 +44,8 @@ def test_instances_have_metrics_by_name_where_there_are_several(tmp_path: Path) 
         'linkd_instance_differs{name="hub-a"} 0.0',
         'linkd_instance_differs{name="hub-b"} 1.0',
     ]
+    assert 'linkd_instance_links{name="hub-c"} 0.0' in lines
+    assert not any(line.startswith('linkd_instance_up{name="hub-c"}') for line in lines)
 
 
 def test_the_library_of_prometheus_parses_the_text(tmp_path: Path) -> None:
