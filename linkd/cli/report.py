@@ -22,6 +22,7 @@ PACKAGES: Final = ("Twisted", "autobahn", "msgspec", "cryptography", "pyOpenSSL"
 
 CALLS: Final = {
     "status": "/v1/status",
+    "instances": "/v1/instances",
     "outages": "/v1/outages",
     "events": "/v1/events",
     "consumers": "/v1/consumers",
@@ -38,7 +39,7 @@ JOURNAL: Final = ("journalctl", "--unit=linkd", "--lines=1000", "--no-pager", "-
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the command's description, arguments and options."""
     parser.description = (
-        "Write versions, the configuration in force, status, outages, events,"
+        "Write versions, the configuration in force, status, instances, outages, events,"
         " consumers, metrics and the last 1,000 lines of the journal to one text file. It holds"
         " names and addresses of hosts, but no secrets and no messages: read it before you send it."
         " A part that is not available is named in the file; the daemon need not run."
