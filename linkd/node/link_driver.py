@@ -299,6 +299,13 @@ class LinkDriver:
             self.log_event("info", "link.replaced", address=connection.address, detail=detail)
             connection.abort("replaced", detail)
 
+    def send_away(self, detail: str, retry_after: float) -> None:
+        """End a connection that the peer dialed: another instance of this node may take it."""
+        connection = self.connection
+        if connection is not None and not connection.dialed:
+            self.replicator.drop()
+            connection.goodbye(wire.goodbye("busy", detail, retry_after))
+
     def rejoin(self, why: str) -> None:
         """Restart the link from what both ends have on disk."""
         connection = self.connection

@@ -35,6 +35,9 @@ COMMAND = "command"
 
 Command = Literal["kick", "rejoin", "revoke"]
 
+BUSY_SECONDS = 1.0
+"""Peers that are sent away come back after so long, if no other instance takes them."""
+
 KEPT_SECONDS = 86_400.0
 """Running time for which the cursor of a peer that is not configured is kept, in seconds."""
 
@@ -388,6 +391,11 @@ class Links:
             driver.rejoin("the link restarts after a resync")
         elif word == "revoke" and driver.connection is not None:
             driver.connection.abort("rejected", "its certificate was revoked")
+
+    def send_away(self, why: str) -> None:
+        """Let peers dial another instance: this one can't store what they send."""
+        for driver in self.drivers.values():
+            driver.send_away(why, BUSY_SECONDS)
 
     def share_dialing(self) -> None:
         """Dial from one instance alone; called about once a second."""

@@ -310,6 +310,8 @@ class Node:
             self.links.absent.tick(self.clock.seconds())
         elif whole_second:
             self.links.share_dialing()
+            if self.log.unavailable is not None:
+                self.links.send_away("the database of the log does not answer here")
         if whole_second and self.log.is_keeper:
             self.subscriptions.move_on()
         self.log.release(self._low_water())

@@ -14,6 +14,7 @@ from contextlib import suppress
 import pytest
 
 from linkd.drill.testbed import free_port
+from tests.chaos.cluster import Relay
 from tests.integration.test_postgresql import init, log_of, post
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.duo import ALL, numbers, publish, run, until
@@ -143,6 +144,30 @@ def test_a_command_reaches_the_link_at_whichever_hub_it_is(cluster: Cluster) -> 
     for hub in cluster.hubs:
         until(lambda hub=hub: numbers(hub, "up") == list(range(8)))
     assert run(other, "publish", "down", "x", "--wait", edge.name).returncode == 0
+
+
+def test_the_edges_of_a_hub_without_its_database_move_to_another() -> None:
+    cluster = Cluster()
+    relay = Relay(cluster.server.port)
+    try:
+        cut = cluster.hubs[0]
+        dsn = cluster.server.dsn("hub")
+        there = f"host=127.0.0.1 port={relay.port} dbname=hub user=linkd"
+        cut.config_file.write_text(cut.config_file.read_text().replace(dsn, there))
+        cluster.start()
+        publish(cluster.edges[0], "up", range(3))
+        assert cluster.hub_of(cluster.edges[0]) is cut
+        relay.cut()
+        edge = cluster.edges[0]
+        until(lambda: cluster.hubs[1].link(edge.name)["instance"] in ("hub-b", "hub-c"))
+        publish(edge, "up", range(3, 6))
+        for hub in cluster.hubs[1:]:
+            until(lambda hub=hub: numbers(hub, "up") == list(range(6)))
+        relay.mend()
+        until(lambda: numbers(cut, "up") == list(range(6)))
+    finally:
+        relay.close()
+        cluster.close()
 
 
 class Filling:

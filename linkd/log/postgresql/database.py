@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -235,6 +237,7 @@ class Database:
         self._idle: list[Any] = []
         self._since: float | None = None
         self._pinged = self._checked = 0.0
+        self._asked: float | None = None  # since when a question is not answered
         self._closing = threading.Event()
         self._is_doubtful = False
 
@@ -369,7 +372,16 @@ class Database:
     def away(self) -> float:
         """Return for how many seconds it has not been reached; 0 while it works."""
         since = self._since
-        return 0.0 if since is None else time.monotonic() - since
+        return self.hung() if since is None else time.monotonic() - since
+
+    def hung(self) -> float:
+        """Return for how many seconds it has not answered a question that takes no time."""
+        asked = self._asked
+        return 0.0 if asked is None else time.monotonic() - asked
+
+    def break_off(self) -> None:
+        """Let the writer's connection fail: its server does not answer, maybe another one does."""
+        break_off(self._main)
 
     def _failed(self, error: BaseException) -> None:
         if self._since is None:
@@ -387,7 +399,7 @@ class Database:
         """
         if time.monotonic() - self._pinged < PING_SECONDS:
             return
-        self._pinged = time.monotonic()
+        self._pinged = self._asked = time.monotonic()
         try:
             if self._main is None:
                 self._reopen()
@@ -397,6 +409,8 @@ class Database:
         except (psycopg.Error, Unfit) as error:
             self._drop(error)
             raise OSError(errno.EIO, text_of(error)) from None
+        finally:
+            self._asked = None
         self._works()
 
     def _drop(self, error: BaseException) -> None:
@@ -521,6 +535,14 @@ class Database:
             else:
                 self._idle.append(connection)
                 return result
+
+
+def break_off(connection: Any) -> None:
+    """Let what waits on a connection fail now, in whichever thread that is."""
+    with suppress(OSError, psycopg.Error):
+        if connection is not None:
+            with socket.socket(fileno=os.dup(connection.fileno())) as found:
+                found.shutdown(socket.SHUT_RDWR)
 
 
 class Unfit(Exception):

@@ -68,6 +68,8 @@ class PostgresqlLog(DiskLog):
         for event in warnings.keys() - self._warned:
             self._report_engine("warn", event, warnings[event])
         self._warned = warnings
+        if self.database.hung() >= self._engine_timeout:
+            self.database.break_off()
         waited = max(self.database.away(), self._commit_seconds())
         if waited < self._engine_timeout:
             if self.unavailable is not None:
@@ -75,7 +77,9 @@ class PostgresqlLog(DiskLog):
                 self._measure()
                 self._report_engine("info", "log.engine-back", "the database answers again")
             return
-        why = self.database.trouble or "it has not finished a commit; is its standby connected?"
+        hangs = "it accepts questions and answers none" if self.database.hung() else ""
+        commits = "it has not finished a commit; is its standby connected?"
+        why = self.database.trouble or hangs or commits
         sentence = f"the database of the log has not answered for {waited:.0f} s: {why}"
         was_available, self.unavailable = self.unavailable is None, sentence
         self._measure()

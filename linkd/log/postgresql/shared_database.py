@@ -32,6 +32,7 @@ from linkd.log.postgresql.database import (
     RETRY_SECONDS,
     Database,
     Unfit,
+    break_off,
     is_refusal,
     refused,
 )
@@ -606,6 +607,7 @@ class Follower:
         self._reads, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._announces = self._ends = False
         self._announced = self._looked = 0.0
+        self._asked: float | None = None  # since when it works on a look
         self._fence = 0
         self._identity: tuple[StoredFile | None, Identity | None] = (None, None)
         self._connection: Any = None
@@ -637,8 +639,15 @@ class Follower:
         self.wake()
         self._thread.join(1.0)
 
+    def watch(self, seconds: float) -> None:
+        """Connect again if the server has not answered for so long."""
+        asked = self._asked
+        if asked is not None and time.monotonic() - asked >= seconds:
+            break_off(self._connection)
+
     def _run(self) -> None:
         while not self._ends:
+            self._asked = time.monotonic()
             try:
                 if self._connection is None:
                     self._open()
@@ -655,6 +664,9 @@ class Follower:
             self._database.verify(connection, self.place)
             connection.execute("select pg_logical_emit_message(true, 'linkd', '')")
             connection.execute(f"set synchronous_commit = off; listen {CHANNEL}")
+            (incarnation,) = connection.execute(_INCARNATION).fetchone()
+            if incarnation != self._database.incarnation:
+                self._database.break_off()  # the writer's server is not the primary any more
         except BaseException:
             connection.close()
             raise
@@ -716,6 +728,7 @@ class Follower:
 
     def _wait(self, connection: Any, seconds: float) -> None:
         """Wait for a notification, or for `wake`."""
+        self._asked = None
         waits = select.poll()
         waits.register(self._reads, select.POLLIN)
         if connection is not None:

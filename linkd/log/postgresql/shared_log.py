@@ -224,6 +224,7 @@ class SharedLog(PostgresqlLog):
     def look(self) -> None:
         """Look whether the database answers, and whether it was started again."""
         super().look()
+        self._follower.watch(self._engine_timeout)
         if not self._is_lost:
             self._require_epoch()
 

@@ -993,3 +993,28 @@ def test_a_log_whose_database_is_away_can_be_closed(fragile: Made, crashing: Ser
     a.close()
     assert got[0].is_unknown
     crashing.start()
+
+
+def test_a_server_that_answers_nothing_is_left_for_one_that_does(make: Made) -> None:
+    a, b = make("a"), make("b")
+    database, follower = a.log.database, a.log._follower
+    before, followed = database._main, follower._connection
+    follower._asked = database._asked = -100.0
+    told: list[Any] = []
+    a.log.on_notice.append(told.append)
+    a.log.look()
+    assert "it accepts questions and answers none" in told[0].detail
+    assert a.append(draft(b"1"))[0].is_unknown is False
+    a.until(lambda: a.log.look() or a.log.unavailable is None)
+    assert a.append(draft(b"2"))[0].count == 1
+    assert database._main is not before
+    a.until(lambda: follower._connection not in (None, followed))
+    b.append(draft(b"3"))
+    same(a, b)
+    database.incarnation = "another server's"
+    before, followed = database._main, follower._connection
+    follower._connection.close()
+    a.until(lambda: database._main not in (None, before))
+    assert database.incarnation == b.log.database.incarnation
+    assert a.append(draft(b"4"))[0].count == 1
+    same(a, b)
