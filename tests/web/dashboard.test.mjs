@@ -53,6 +53,26 @@ test("a cut turns the link red and locks the box, keeping what was typed; the re
   await close();
 });
 
+test("a link at another instance is shown there, and as unknown where that is silent", withBrowser, async () => {
+  const hub = stub.links.find(({ peer }) => peer === "hub");
+  const before = { ...hub };
+  Object.assign(hub, { instance: "hub-b" });
+  stub.more = { instance: "hub-a" };
+  const { page, close } = await openPage(browser, stub.url);
+  await live(page);
+  await until(async () => /at hub-b/.test(await card(page, "hub").locator(".facts").first().textContent()));
+  assert.match(await page.title(), /edge-1 at hub-a/);
+  Object.assign(hub, { state: "unknown", detail: "the instance hub-b has written nothing since 12:00" });
+  await page.locator('.link[data-peer="hub"][data-tone="warn"]').waitFor({ timeout: 3000 });
+  assert.match(await page.textContent("#headline"), /hub is unknown/);
+  assert.match(await card(page, "hub").locator(".state").textContent(), /unknown/);
+  assert.match(await card(page, "hub").locator(".why").textContent(), /hub-b has written nothing/);
+  Object.assign(hub, before, { instance: null });
+  stub.more = {};
+  await page.locator('.link[data-peer="hub"][data-tone="good"]').waitFor({ timeout: 3000 });
+  await close();
+});
+
 test("an outage of many attempts is two lines in the log, and says how many", withBrowser, async () => {
   const { page, close } = await openPage(browser, stub.url);
   await live(page);
