@@ -14,6 +14,7 @@ from linkd.clock import wall
 from linkd.config import Config, PeerSettings
 from linkd.config.settings import ClusterSettings
 from linkd.log import CursorStore
+from linkd.node.outages import Outages
 from linkd.protocol.json import rfc3339
 from linkd.status import InstanceState, InstanceStatus, LinkState, LinkStatus
 from linkd.version import VERSION
@@ -135,17 +136,19 @@ class Instances:
         node: The node.
         name: This instance.
         store: What instances share.
+        outages: Those of the links.
 
     Attributes:
         name: This instance.
         keys: Fingerprints of the keys in files, by setting.
     """
 
-    def __init__(self, node: Node, name: str, store: CursorStore) -> None:
+    def __init__(self, node: Node, name: str, store: CursorStore, outages: Outages) -> None:
         self.name = name
         self.keys: Mapping[str, str] = {}
         self._node = node
         self._store = store
+        self._outages = outages
         self._run = secrets.token_hex(8)
         self._host = socket.gethostname()
         self._began = node.clock.seconds()
@@ -282,7 +285,7 @@ class Instances:
             self._others.pop(name, None)
             return
         links = {link.peer: link for link in note.notes}
-        old = {} if before is None else before.links
+        old = {} if before is None or before.heard is None else before.links
         known = self._others[name] = _Known(note, links, heard, heard is None)
         if heard is None:
             return
@@ -326,12 +329,23 @@ class Instances:
         return lambda: self._followers.remove(call)
 
     def _changed_links(self, peers: Iterable[str]) -> None:
-        for peer in peers if self._followers else ():
-            link = self._node.link_status(peer)
-            if link is None:
+        for peer in peers:
+            driver, link = self._node.link(peer), self._node.link_status(peer)
+            if driver is None or link is None:
                 continue  # it is configured there alone
+            if driver.link.state != "up":
+                self._record(link)
             for call in tuple(self._followers):
                 call(peer, f"link.{link.state}")
+
+    def _record(self, link: LinkStatus) -> None:
+        """Record the outages of a link that is not here: any instance shows those of the node."""
+        outages, now = self._outages, self._node.clock.seconds()
+        if link.state == "up":
+            outages.is_up_elsewhere(link.peer, now - link.since_seconds)
+        elif outages.current(link.peer, now) is None:
+            age = link.since_seconds
+            outages.fell(link.peer, link.reason or "silence", None, now - age, wall() - age)
 
     def _silence(self, known: _Known) -> float | None:
         """Return for how long an instance has written nothing; None: for too long."""
@@ -514,10 +528,10 @@ def _state_of(links: Mapping[str, LinkNote], peer: str) -> str | None:
 
 
 def instances_of(
-    node: Node, cluster: ClusterSettings | None, store: CursorStore
+    node: Node, cluster: ClusterSettings | None, store: CursorStore, outages: Outages
 ) -> Instances | None:
     """Return the instances of a node, or None where there is only one; its events have its name."""
     if cluster is None:
         return None
     node.events.instance = cluster.instance
-    return Instances(node, cluster.instance, store)
+    return Instances(node, cluster.instance, store, outages)

@@ -170,7 +170,7 @@ class Node:
         self._history = History()
         self._rules = ChannelRules(config.channels)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
-        self.instances = instances_of(self, config.cluster, stores.cursors)
+        self.instances = instances_of(self, config.cluster, stores.cursors, stores.outages)
         self.shared = None if self.instances is None else stores.cursors
         self.dispatcher = Dispatcher(
             log, self.links.drivers, self.subscriptions, self.count, call_when_idle(clock)

@@ -263,6 +263,22 @@ class Outages:
         self._save(running.number)
         return row.down
 
+    def is_up_elsewhere(self, peer: str, since: float) -> None:
+        """Note that another instance of the node has a link up: what began later is no outage.
+
+        Args:
+            peer: Whose link.
+            since: When it came up, monotonic seconds of this host.
+        """
+        running = self._running.get(peer)
+        if running is None or running.up is not None:
+            return
+        if since > running.began:
+            self.rose(peer, 0, 0, since)
+        else:
+            self._forget(self._of[peer].pop())
+            del self._running[peer]
+
     def drained(self, peer: str, now: float) -> tuple[float, int] | None:
         """Note that the peer has all that was owed when its link came up.
 

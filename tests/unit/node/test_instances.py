@@ -274,6 +274,50 @@ def test_a_change_of_a_link_is_written_within_about_a_second(cluster: Cluster) -
     assert a.clock.seconds() - before < 5.0
 
 
+def outages_of(node: Node) -> list[tuple[str, bool, float]]:
+    return [(one.reason, one.ongoing, one.down_seconds or 0.0) for one in node.outages("edge")]
+
+
+def test_any_instance_has_the_outages_of_links_that_are_elsewhere(cluster: Cluster) -> None:
+    for name in "ab":
+        cluster.start(name)
+    cluster.connect("b")
+    a, b = cluster.hubs["a"], cluster.hubs["b"]
+    assert outages_of(a) == []  # it came up within ten seconds of the first start
+    cluster.net.run(5.0)
+    cluster.edge.links.drivers["hub"].stop("the edge rests")
+    cluster.net.run(20.0)
+    (here,), (there,) = outages_of(b), outages_of(a)
+    assert (there[0], there[1]) == ("stopped", True) == (here[0], here[1])
+    assert abs(there[2] - here[2]) < 0.01
+    cluster.connect("b")
+    cluster.net.run(1.0)
+    (here,), (there,) = outages_of(b), outages_of(a)
+    assert not there[1]
+    assert abs(there[2] - here[2]) < 0.01
+
+
+def test_a_start_beside_a_link_that_is_up_elsewhere_is_no_outage(cluster: Cluster) -> None:
+    cluster.start("a")
+    cluster.connect("a")
+    late = cluster.start("c")
+    assert outages_of(late) == []
+    cluster.net.run(60.0)
+    assert outages_of(late) == []
+
+
+def test_a_silent_instances_link_is_an_outage_since_it_wrote_last(cluster: Cluster) -> None:
+    for name in "ab":
+        cluster.start(name)
+    cluster.connect("b")
+    cluster.net.run(1.0)
+    cluster.kill("b")
+    cluster.net.run(SILENT_SECONDS + 6.0)
+    ((reason, ongoing, down),) = outages_of(cluster.hubs["a"])
+    assert (reason, ongoing) == ("silence", True)
+    assert down > SILENT_SECONDS
+
+
 def test_followers_get_the_links_that_change_elsewhere(cluster: Cluster) -> None:
     for name in "abc":
         cluster.start(name)
