@@ -36,6 +36,7 @@ from linkd.net.listener import Listener
 from linkd.net.timers import ClockWatch, at_iteration_end
 from linkd.net.tls import ServerTls
 from linkd.node import Node, Stores
+from linkd.node.bus import Bus, Connector, open_connector
 from linkd.node.history import LogMonitor
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Outages
@@ -160,6 +161,7 @@ class Application:
             Resolver(reactor, lambda host: threads.deferToThread(look_up, host)),
         )
         self.node = Node(config, stores, reactor, self._make_dialer, random.Random())
+        self._connector = self._join_bus(log)
         self._watch = LogMonitor(self.node, log, self._cursors)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._greeted = GreetedAddresses(state / admission.FILE, reactor.seconds())
@@ -190,6 +192,18 @@ class Application:
         if self._listener is not None:
             self._api.metrics.refused = self._listener.refusals
         self._api.metrics.shortages = lambda: self._descriptors.shortages
+
+    def _join_bus(self, log: Log) -> Connector | None:
+        """Let the node use the bus, where there is one; return what carries it."""
+        cluster, reactor = self.config.cluster, self._reactor
+        if cluster is None or cluster.bus is None:
+            return None
+        post = reactor.callFromThread
+        bus = Bus(self.node.name, log.id, self._cursors, reactor, post)
+        self.node.take_bus(bus)
+        return open_connector(
+            cluster, log.id, bus.seal, bus.arrived, lambda text: post(bus.failed, text)
+        )
 
     def _open_pairing(self, folder: Path, reload: Callable[[], None]) -> PairingServer:
         """Open pairing's state, which belongs to the worker's thread from now on.
@@ -352,6 +366,8 @@ class Application:
     def start(self) -> None:
         """Start all links and periodic checks."""
         self.node.start()
+        if self.node.bus is not None and self._connector is not None:
+            self.node.bus.start(self._connector)
         if self._tls is not None:
             self._tls.watch(self._reactor)
         self._renewal.start(self._reactor)
@@ -376,6 +392,8 @@ class Application:
 
     def stop(self, detail: str) -> Deferred[None]:
         """Send goodbyes, stop all parts, commit pending writes; fires once they are on disk."""
+        if self.node.bus is not None:
+            self.node.bus.stop()
         self._renewal.stop()
         self._network.stop()
         for loop, _ in self._loops:

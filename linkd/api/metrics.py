@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
+from linkd.node.bus import DROPPED as BUS_DROPPED
 from linkd.status import ConsumerStatus, InstanceStatus, LinkStatus, NodeStatus
 
 if TYPE_CHECKING:
@@ -281,6 +282,7 @@ class Metrics:
         yield from self._of_refused()
         yield from _of_node(status)
         yield from self._of_instances()
+        yield from self._of_bus()
         yield from self._of_disk()
         name = "linkd_process_delayed_calls"
         yield _head(name, "Calls that wait for their time: a leak of timers shows here.", "gauge")
@@ -353,6 +355,19 @@ class Metrics:
                 figure = value(one)
                 if figure is not None:
                     yield f'{name}{{name="{one.instance}"}} {float(figure)!r}'
+
+    def _of_bus(self) -> Iterator[str]:
+        """Yield how the bus is, where `cluster.bus` is set."""
+        bus = self._node.bus
+        if bus is None:
+            return
+        name = "linkd_bus_connected"
+        yield _head(name, "1 while messages reach the other instances over the bus.", "gauge")
+        yield f"{name} {float(bus.is_connected)!r}"
+        name = "linkd_bus_dropped_total"
+        yield _head(name, "Messages of the bus that were dropped.", "counter")
+        for reason in BUS_DROPPED:
+            yield f'{name}{{reason="{reason}"}} {bus.dropped.get(reason, 0)}'
 
     def _seeded(
         self,

@@ -5,13 +5,17 @@ node with members there answers and sends it changes until the query expires; ot
 Queries and answers are volatile messages; answers travel along the links on which the queries came.
 When a link goes down, the members learned over it are removed, at the nodes behind it too.
 
+Instances of this node that share its log (`[cluster] bus`) are asked and answer too. To the peers
+their members are this node's: each instance announces what it learns of the others to its own
+peers, and the numbers of members differ between all instances.
+
 Work for many clients is done in slices (see `Jobs`), and each change is encoded once. When too many
 changes occur at once, one message with the number of members replaces them.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from itertools import islice
@@ -22,8 +26,10 @@ import msgspec
 from twisted.internet.base import DelayedCall, ReactorBase
 
 from linkd.api.http import to_json
+from linkd.api.jobs import Jobs
 from linkd.net.rate_limit import FairShare
 from linkd.net.timers import cancel
+from linkd.node.bus import SISTER
 from linkd.protocol.channels import is_channel
 from linkd.protocol.peer import Volatile
 from linkd.protocol.records import EncodedRecord, read_records
@@ -138,47 +144,6 @@ class PresenceChange(msgspec.Struct, frozen=True, dict=True):
         who = {} if self.member is None else shown(self.node, self.member)
         data = {"channel": self.channel, **who, "count": self.count}
         return to_json({"type": self.kind, "data": data})
-
-
-class Jobs:
-    """Run work for many clients, one job after the other, one slice per iteration of the reactor.
-
-    The messages of a slice are written to their sockets in the same iteration, which takes as long
-    again.
-
-    Args:
-        share: Gives it its slices.
-        clock: The reactor.
-
-    Attributes:
-        waiting: The jobs, the current one first.
-    """
-
-    def __init__(self, share: FairShare, clock: ReactorBase) -> None:
-        self.waiting: deque[Iterator[None]] = deque()
-        self._share = share
-        self._clock = clock
-        self._is_queued = False
-
-    def add(self, job: Iterator[None]) -> None:
-        """Append a job, which yields where it can be interrupted."""
-        self.waiting.append(job)
-        if not self._is_queued:
-            self._is_queued = True
-            self._share.queue(self._work)
-
-    def _work(self) -> None:
-        jobs, until = self.waiting, self._share.end()
-        try:
-            while jobs:
-                if next(jobs[0], self) is self:
-                    jobs.popleft()
-                if self._share.seconds() >= until:
-                    break
-        finally:
-            self._is_queued = bool(jobs)
-            if jobs:
-                self._clock.callLater(0, self._share.queue, self._work)
 
 
 class _Link:
@@ -304,19 +269,22 @@ class Presence:
         node: Carries what is announced.
         clock: The reactor.
         share: Gives it its slices.
+        number: Members have higher numbers than this.
     """
 
-    def __init__(self, node: Node, clock: ReactorBase, share: FairShare) -> None:
+    def __init__(self, node: Node, clock: ReactorBase, share: FairShare, number: int = 0) -> None:
         self._node = node
         self._clock = clock
         self._jobs = Jobs(share, clock)
         self._links: dict[str, _Link] = {}
         self._channels: dict[str, _Channel] = {}
-        self._number = 0
+        self._number = number
         self._remote = 0
         self._sweep: DelayedCall | None = None
         self._sweeps = False  # one is planned
         node.on_presence.append(self._heard)
+        node.on_sister.append(self._sister_changed)
+        self._sisters: set[str] = set()
         self._ignore_links: Callable[[], None] | None = None
         self._is_stopped = False
 
@@ -402,7 +370,7 @@ class Presence:
         if is_new:
             channel.asks = True
             self._announce_soon(name, channel)
-        return is_new and bool(self._node.peers())
+        return is_new and bool(self._node.peers() or self._sisters)
 
     def members(self, name: str) -> list[dict[str, Any]]:
         """Return up to `MAX_LISTED` members of a channel, of all nodes, for JSON."""
@@ -411,13 +379,19 @@ class Presence:
             return []
         nodes = {self._node.name: channel.here}
         nodes |= {node: each.members for node, each in sorted(channel.elsewhere.items())}
-        every = (shown(node, one) for node, there in nodes.items() for one in there.values())
+        every = (
+            shown(self._shown(node), one) for node, there in nodes.items() for one in there.values()
+        )
         return list(islice(every, MAX_LISTED))
 
     def count(self, name: str) -> int:
         """Return how many are there on a channel, at any node."""
         channel = self._channels.get(name)
         return 0 if channel is None else channel.count
+
+    def _shown(self, node: str) -> str:
+        """Return the name of a node, or of another instance of this one."""
+        return self._node.name if node.startswith(SISTER) else node
 
     # changes, for watchers
 
@@ -450,7 +424,7 @@ class Presence:
                 )
             for (node, member), (kind, newest) in changes.items():
                 count += _STEP[kind]
-                change = PresenceChange(kind, name, count, node, member)
+                change = PresenceChange(kind, name, count, self._shown(node), member)
                 yield from self._send_change(channel, change, newest)
         finally:  # after a mistake, too
             delay = CROWD_SECONDS if is_crowd else 0.0
@@ -524,6 +498,11 @@ class Presence:
         self, name: str, channel: _Channel, peers: Collection[str], to: str = ""
     ) -> Iterator[None]:
         members = list(channel.here.values())  # by number
+        if not all(map(_is_sister, peers)):
+            theirs = [each.members for one, each in channel.elsewhere.items() if _is_sister(one)]
+            if theirs:
+                members += [member for there in theirs for member in there.values()]
+                members.sort(key=lambda member: member.number)
         least = 0
         while members:
             some, members = members[:MAX_CHANGES], members[MAX_CHANGES:]
@@ -540,6 +519,14 @@ class Presence:
             peers = {channel.askers[node].link.peer}
             self._plan(self._announcing_here(name, channel, peers, node))
         self._forget_empty(name, channel)
+
+    def _pass_on(
+        self, name: str, channel: _Channel, joined: list[Member], left: tuple[int, ...]
+    ) -> None:
+        """Announce what has changed at another instance of this node to our peers."""
+        peers = {peer for peer in self._audience(name, channel) if not _is_sister(peer)}
+        if peers and (joined or left):
+            self._plan(self._announcing_changes(name, joined, left, peers))
 
     # from time to time
 
@@ -584,6 +571,15 @@ class Presence:
 
     # what others announce
 
+    def _sister_changed(self, word: str, is_up: bool) -> None:
+        """Ask another instance that is there; remove the members at one that is gone."""
+        if is_up and not self._is_stopped:
+            self._sisters.add(word)
+            self._clock.callLater(0, lambda: self._jobs.add(self._greet(word)))
+        else:
+            self._sisters.discard(word)
+            self._fell(word)
+
     def _happened(self, event: Event) -> None:
         """Announce our members on a link that came up; remove the members behind one that fell."""
         peer = event.peer
@@ -596,7 +592,10 @@ class Presence:
 
     def _greet(self, peer: str) -> Iterator[None]:
         for name, channel in list(self._channels.items()):
-            if channel.is_watched or channel.asking.keys() - {peer}:
+            others = channel.asking.keys() - {peer}
+            if _is_sister(peer):  # the others have asked it themselves
+                others = {other for other in others if not _is_sister(other)}
+            if channel.is_watched or others:
                 self._ask(name, channel, (peer,))
             if channel.here and peer in self._node.dispatcher.one_way(name):
                 yield from self._announcing_here(name, channel, (peer,))
@@ -618,6 +617,7 @@ class Presence:
             for node in [node for node, each in channel.askers.items() if each.link is link]:
                 self._forget_asker(channel, node)
             peers = self._audience(name, channel)
+            gone = [node for node in gone if not _is_sister(node)]
             for start in range(0, len(gone) if peers else 0, MAX_CHANGES):
                 ended = _Announced(ended=tuple(gone[start : start + MAX_CHANGES]))
                 yield from self._sending(name, ended, peers)
@@ -632,6 +632,8 @@ class Presence:
         self._count(channel, node, ended, -len(ended.members))
         for member in ended.members.values():
             self._note(name, channel, "left", node, member)
+        if _is_sister(node):
+            self._pass_on(name, channel, [], tuple(ended.members))
 
     def _count(self, channel: _Channel, node: str, known: _Elsewhere, more: int) -> None:
         self._remote += more
@@ -644,22 +646,20 @@ class Presence:
         announced = None if self._is_stopped else _read(message)
         if announced is None:
             return
+        if node == self._node.name:
+            if not _is_sister(peer):
+                return  # it went round: we hear the other instances over the bus
+            node = peer
         link = self._links.get(peer)
         if link is None:
             link = self._links[peer] = _Link(peer)
         if announced.asks:
-            self._asked(message, announced.asks, link)
+            self._asked(message, node, announced.asks, link)
             return
         channel = self._channels.get(name)
         if channel is None or not (channel.is_watched or channel.askers):
             return
-        asker = channel.askers.get(announced.to)
-        if announced.to in ("", self._node.name):
-            peers = set(channel.asking)
-        else:
-            peers = set() if asker is None else {asker.link.peer}
-        if peers - {peer}:
-            self._plan(self._relaying(message, peer, peers))
+        self._relay(message, node, announced, channel, peer)
         for gone in announced.ended:
             if gone in channel.elsewhere and channel.elsewhere[gone].link is link:
                 self._end(name, channel, gone)
@@ -676,15 +676,32 @@ class Presence:
         self._take(name, channel, node, announced, known)
         self._forget_empty(name, channel)
 
+    def _relay(
+        self, message: Volatile, node: str, announced: _Announced, channel: _Channel, peer: str
+    ) -> None:
+        """Send what another node announced on to those that asked for it."""
+        name, asker = message.channel, channel.askers.get(announced.to)
+        if announced.to in ("", self._node.name) or _is_sister(announced.to):
+            peers = set(channel.asking)
+        else:
+            peers = set() if asker is None else {asker.link.peer}
+        if _is_sister(peer):  # the bus brought it to all instances
+            peers = {one for one in peers if not _is_sister(one)}
+        if not _is_sister(node):
+            if peers - {peer}:
+                self._plan(self._relaying(message, peer, peers))
+        elif announced.ended and peers:  # `_take` passes the rest on, as ours
+            self._plan(self._sending(name, _Announced(ended=announced.ended), peers))
+
     def _relaying(
         self, message: Volatile, source: str, peers: Collection[str] | None
     ) -> Iterator[None]:
         self._node.dispatcher.volatile(message, source, peers)
         yield
 
-    def _asked(self, message: Volatile, seconds: float, link: _Link) -> None:
+    def _asked(self, message: Volatile, node: str, seconds: float, link: _Link) -> None:
         """Remember the query of another node, answer it and relay it."""
-        name, node = message.channel, message.node
+        name = message.channel
         self._plan(self._relaying(message, link.peer, None))
         channel = self._channel(name)
         if node in channel.askers:
@@ -694,7 +711,7 @@ class Presence:
             self._remote += 1
             link.count(node, 1)
             channel.asking[link.peer] += 1
-            if channel.here:
+            if channel.here or any(map(_is_sister, channel.elsewhere)):
                 channel.to_answer.add(node)
                 if channel.answering is None:
                     channel.answering = self._clock.callLater(ANSWER_SECONDS, self._answer, name)
@@ -718,21 +735,30 @@ class Presence:
         self._count(channel, node, known, -len(gone))
         for member in gone:
             self._note(name, channel, "left", node, member)
+        joined: list[Member] = []
         for number, member in wanted.items():
             is_new = number not in members and len(members) < MAX_THERE
             if is_new and member.is_printable and self._room(node, known.link) > 0:
                 members[number] = member
                 self._count(channel, node, known, 1)
                 self._note(name, channel, "joined", node, member)
+                joined.append(member)
         if members:
             channel.elsewhere[node] = known
         else:
             channel.elsewhere.pop(node, None)
+        if _is_sister(node):
+            self._pass_on(name, channel, joined, tuple([member.number for member in gone]))
 
     def _room(self, node: str, link: _Link) -> int:
         """Return how much more of a node may be remembered."""
         left = max(LINK_RESERVE, MAX_REMOTE - self._remote) - link.total
         return left - link.members[node]
+
+
+def _is_sister(node: str) -> bool:
+    """Return whether this is another instance of this node, and no node or peer."""
+    return node.startswith(SISTER)
 
 
 def shown(node: str, member: Member) -> dict[str, Any]:

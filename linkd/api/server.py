@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -212,7 +213,9 @@ class ApiServer:
         self.streams: set[EventStream] = set()
         self.websockets = WebSockets(self, self._make_session)
         self.producers = ActiveProducers(node.log)
-        self.presence = Presence(node, reactor, self.share)
+        self.presence = Presence(
+            node, reactor, self.share, 0 if node.bus is None else secrets.randbits(41) << 20
+        )
         self.late_seconds = 0.0
         self._files = StaticFiles()
         self._running: dict[Deferred[Any], ApiRequest] = {}

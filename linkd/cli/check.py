@@ -60,6 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
 
         found = inspect_postgresql(config.log)
     differing = list(_differing(config))
+    cluster = config.cluster
+    if cluster is not None and cluster.bus is not None:
+        from linkd.node.bus import inspect_bus  # noqa: PLC0415  # redis-py is optional
+
+        found += "\n# " + inspect_bus(cluster)
     for warning in [*warnings(config), *filter(None, map(ends_soon, ends)), *differing]:
         sys.stderr.write(f"linkd: warning: {warning}\n")
     if arguments.json:

@@ -142,6 +142,10 @@ _ROWS = (
     error("tls.reload-failed", "certificate"),
     warn("tls.repaired", "certificate"),
     warn("tls.expiring", "certificate expires_seconds days", folds="certificate"),
+    # The bus between the instances of a cluster
+    info("bus.connected", shown="event"),
+    error("bus.away", shown="event"),
+    warn("bus.refused", folds="reason"),
     # The log and consumers
     info("log.opened", "id epoch first next bytes open_seconds"),
     error("log.damaged", "file first next", shown="loss"),

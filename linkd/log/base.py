@@ -268,6 +268,13 @@ class Log(ABC):
         held = self.state.holders.get(peer)
         return None if held is None else held.holder
 
+    def holds(self, peer: str) -> bool:
+        """Return whether no other instance of this node has taken a peer over."""
+        return True
+
+    def wake(self) -> None:  # noqa: B027 - alone there is nothing to look for
+        """Look now for what other instances of this node wrote."""
+
     def held(self, peer: str | None = None) -> int:
         """Return the bytes of received batches that are not on disk: of one peer, or of all."""
         return self._held_bytes if peer is None else self._held.get(peer, 0)

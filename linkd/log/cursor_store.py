@@ -90,6 +90,7 @@ class CursorStore:
         peers: Each peer's cursor in our log, to read.
         on_peer: Called with a peer's cursor that another instance has noted.
         on_removed: Called with a consumer that another instance has removed.
+        on_shared: Called once a shared value is durable where other instances see it.
         notices: What was found at start, for the operator.
         on_notice: Called with notices for the operator while it runs.
     """
@@ -100,6 +101,7 @@ class CursorStore:
         self.peers: dict[str, PeerCursor] = {}
         self.on_peer: list[Callable[[PeerCursor], None]] = []
         self.on_removed: list[Callable[[Owned], None]] = []
+        self.on_shared: list[Callable[[], None]] = []
         self._rows: dict[str, dict[str, bytes]] = {}
         self._watchers: dict[str, list[Watcher]] = {}
         self._consumers: dict[Owned, Consumer] = {}

@@ -14,6 +14,7 @@ from linkd.core.session_effects import NotRelayed
 from linkd.errors import BodyTooLarge, Gap
 from linkd.log.base import Log
 from linkd.log.origins import Usage
+from linkd.node.bus import SISTER, Bus
 from linkd.node.link_driver import LinkDriver
 from linkd.node.subscriptions import Follower, Subscriptions
 from linkd.protocol import peer as wire
@@ -70,10 +71,12 @@ class VolatileSequence:
     Args:
         node: Our name.
         run: A random word, new at every start, so that the sequence can restart.
+        has_sisters: Other instances have our name too, and other runs.
     """
 
-    def __init__(self, node: str, run: str) -> None:
+    def __init__(self, node: str, run: str, has_sisters: bool = False) -> None:
         self._node = node
+        self._has_sisters = has_sisters
         self._run = run
         self._sequence = 0
         self._nodes: dict[str, dict[_Key, tuple[int, int]]] = {}  # (run, channel): highest, mask
@@ -96,7 +99,7 @@ class VolatileSequence:
 
     def judge(self, message: Volatile) -> Fate:
         """Classify a message, and remember it."""
-        if message.node == self._node:
+        if message.node == self._node and (message.run == self._run or not self._has_sisters):
             return "repeated"
         node, key = message.node, (message.run, message.channel)
         known = self._nodes.get(node, {})
@@ -203,6 +206,9 @@ class Dispatcher:
         readers: The subscriptions.
         count: Counts dropped records.
         idle: Defers a call until the event loop is idle; None where the loop cannot.
+
+    Attributes:
+        bus: Brings volatile messages to the other instances of this node, where there are some.
     """
 
     def __init__(
@@ -226,6 +232,7 @@ class Dispatcher:
         self._for_followers: dict[Follower, list[Batch]] = {}
         self._bytes = 0  # of the batches to dispatch
         self._flows = self._waits = self._dispatching = False
+        self.bus: Bus | None = None
 
     def changed(self) -> None:
         """Drop cached routes: the patterns of some peer have changed."""
@@ -336,9 +343,14 @@ class Dispatcher:
     ) -> None:
         """Dispatch a volatile message, of this node or peer `source`, to readers and other peers.
 
-        With `only` to those peers alone. No reader gets what is for the nodes themselves.
+        With `only` to those peers alone. No reader gets what is for the nodes themselves. A source
+        or peer may be another instance of this node: what it has came over the bus, and does not
+        go back there.
         """
         is_ours = message.presence
+        bus, is_relayed = self.bus, source is not None
+        if bus is not None:
+            is_relayed = self._send_to(bus, message, source, only)
         followers = [] if is_ours else self._readers.interested(message.channel)
         if followers:
             batch = as_batch(message, self._log.clock())
@@ -350,14 +362,27 @@ class Dispatcher:
                 continue
             if only is not None and driver.peer not in only:
                 continue
-            if source is not None and not driver.replicator.session.outbound.relays:
+            if is_relayed and not driver.replicator.session.outbound.relays:
                 if is_ours:
                     continue
                 driver.replicator.not_relayed(NotRelayed(message.channel, message.count, False))
                 continue
             payload = payload or wire.encode(message)
-            if not driver.volatile(payload) and not is_ours:
+            if driver.volatile(payload) or is_ours:
+                continue
+            if bus is None or bus.holds(driver.peer):  # else the instance that has it counts
                 self._count("dropped", driver.peer, message.count)
+
+    @staticmethod
+    def _send_to(
+        bus: Bus, message: wire.Volatile, source: str | None, only: Collection[str] | None
+    ) -> bool:
+        """Send what did not come from there to the bus; return whether another node made it."""
+        if source is not None and source.startswith(SISTER):
+            return message.node != bus.node
+        if only is None or any(peer.startswith(SISTER) for peer in only):
+            bus.send(message)
+        return source is not None
 
 
 def _call_safely(call: Callable[..., object], *arguments: object) -> bool:

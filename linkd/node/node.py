@@ -23,6 +23,7 @@ from linkd.log.cursor_store import CursorStore
 from linkd.log.interface import Appended, OnDurable, Owned
 from linkd.net.dialer import LinkDialer
 from linkd.net.timers import call_when_idle, cancel
+from linkd.node.bus import SISTER, Bus
 from linkd.node.dispatcher import ChannelRules, Dispatcher, VolatileSequence, messages_of
 from linkd.node.history import History, LinkRecorder, Strangers
 from linkd.node.instances import instances_of
@@ -123,6 +124,8 @@ class Node:
         dispatcher: Distributes committed and volatile records to links and readers.
         recorder: Records every change of the links.
         events: The latest changes, and who follows them.
+        bus: Carries what may be lost to the other instances, where there are some and it is set.
+        on_sister: Called with the word of another instance on the bus that is there, or is gone.
         link: Returns the link to a peer, by its name; None if there is none.
         log_event: Logs an event; losses and selected events are also stored.
         forget_outages: Removes the outages of a peer whose cursor is gone.
@@ -130,6 +133,8 @@ class Node:
         instances: Those that serve this node, where there may be several.
         shared: Has the small values that these share; None: there is only this one.
     """
+
+    bus: Bus | None = None
 
     def __init__(
         self,
@@ -169,7 +174,10 @@ class Node:
         self._strangers = Strangers()
         self._history = History()
         self._rules = ChannelRules(config.channels)
-        self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
+        self._volatile = VolatileSequence(
+            self.name, f"{rng.getrandbits(64):016x}", config.cluster is not None
+        )
+        self.on_sister: list[Callable[[str, bool], None]] = []
         self.instances = instances_of(self, config.cluster, stores.cursors, stores.outages)
         self.shared = None if self.instances is None else stores.cursors
         self.dispatcher = Dispatcher(
@@ -217,6 +225,21 @@ class Node:
         if [key.name for key in config.api.keys] != [key.name for key in old.api.keys]:
             self.subscriptions.log_orphans()
         self.dispatcher.changed()
+
+    def take_bus(self, bus: Bus) -> None:
+        """Exchange volatile messages, presence and wake-ups with the other instances over it."""
+        self.bus = self.dispatcher.bus = bus
+        bus.on_volatile, bus.on_sister = self.passed, self.on_sister
+        bus.warn = self._warn_of_bus
+        bus.holds, bus.on_wake = self.log.holds, self.log.wake
+        self.log.on_written.append(lambda _: bus.wake())
+        self._cursors.on_shared.append(bus.wake)
+
+    def _warn_of_bus(self, text: str | None) -> None:
+        if text is None:
+            self.warnings.pop("bus", None)
+        else:
+            self.warnings["bus"] = text
 
     async def refreshed(self) -> None:
         """Wait until all is known that other instances of this node have noted until now."""
@@ -270,14 +293,14 @@ class Node:
         self.dispatcher.volatile(self._volatile.make(draft, presence=True), None, peers)
 
     def passed(self, message: wire.Volatile, peer: str) -> None:
-        """A volatile message came from a peer: hand it out and on, once."""
+        """A volatile message came from a peer or another instance: hand it out and on, once."""
         fate = self._volatile.judge(message)
         if fate == "fresh":
             if not message.presence:
                 self.dispatcher.volatile(message, peer)
             for heard in self.on_presence if message.presence else ():
                 heard(message, peer)
-        elif not message.presence:
+        elif not message.presence and not peer.startswith(SISTER):
             self.count(fate, peer, message.count)
 
     def sends(self, peer: str, channel: str) -> bool:

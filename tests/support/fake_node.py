@@ -104,6 +104,8 @@ class FakeNode:
         self.on_rose: list[Any] = []
         self.certificates: list[CertificateStatus] = []
         self.on_presence: list[Any] = []
+        self.on_sister: list[Any] = []
+        self.bus: Any = None
         self.announced: list[tuple[str, bytes, Collection[str] | None]] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.kicked: list[str] = []

@@ -78,7 +78,14 @@ class SharedCursorStore(PostgresqlCursorStore):
     def share(self, kind: str, key: str, value: bytes | None, done: Done | None = None) -> None:
         """Set a shared value, or remove it; `done` once it is durable."""
         self._set_shared(kind, key, value)
-        self._changed(kind, key, value, done)
+
+        def shared(error: Exception | None) -> None:
+            for call in self.on_shared:
+                call()
+            if done is not None:
+                done(error)
+
+        self._changed(kind, key, value, shared if self.on_shared else done)
 
     def take(self, kind: str, key: str, done: Taken) -> None:
         """Remove a shared value; only one instance gets it: `done` with it, once it is durable."""

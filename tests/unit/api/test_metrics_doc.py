@@ -20,10 +20,21 @@ DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 def test_every_metric_is_there_with_its_kind(tmp_path: Path) -> None:
     node = FakeNode(make_config(tmp_path), Clock())
     node.instances = SimpleNamespace(statuses=lambda: [instance("hub-a", here=True)])
+    node.bus = SimpleNamespace(is_connected=True, dropped={})
     text = metrics_text(Metrics(node))
     made = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
     documented = dict(re.findall(r"^\| `(\w+)` \| (\w+) \| \S", DOCS.read_text(), re.MULTILINE))
     assert documented == made
+
+
+def test_a_bus_has_metrics_where_there_is_one(tmp_path: Path) -> None:
+    node = FakeNode(make_config(tmp_path), Clock())
+    assert "linkd_bus" not in metrics_text(Metrics(node))
+    node.bus = SimpleNamespace(is_connected=True, dropped={"forged": 3})
+    lines = metrics_text(Metrics(node)).splitlines()
+    assert "linkd_bus_connected 1.0" in lines
+    assert 'linkd_bus_dropped_total{reason="forged"} 3' in lines
+    assert 'linkd_bus_dropped_total{reason="full"} 0' in lines
 
 
 def test_instances_have_metrics_by_name_where_there_are_several(tmp_path: Path) -> None:

@@ -112,6 +112,8 @@ class Node:
         self.boots += 1
         self.sequence = 0
         self.on_presence: list[Callable[[Volatile, str], None]] = []
+        self.on_sister: list[Any] = []
+        self.bus: Any = None
         self.watchers: list[Callable[[Event], None]] = []
         node: Any = self
         self.presence = Presence(node, self.net.clock, FairShare(self.net.clock))
