@@ -418,6 +418,15 @@ class Instances:
             return self._shown(own, *next(by_holder, theirs[0]))
         return msgspec.structs.replace(own, instance=self.name if ours else None)
 
+    def up_elsewhere(self) -> set[str]:
+        """Return the peers whose links are up at other instances."""
+        return {
+            peer
+            for known in self._live()
+            for peer, link in known.links.items()
+            if link.state == "up"
+        }
+
     def _silent_holder(self, peer: str, holder: str | None) -> InstanceNote | None:
         """Return the silent instance that may have a link."""
         for name, known in self._others.items():

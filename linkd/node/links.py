@@ -519,8 +519,11 @@ class Links:
         return None
 
     def summary(self) -> tuple[int, list[str]]:
-        """Return how many links are up, and the peers of those that are not."""
+        """Return how many links are up, at any instance, and the peers of those that are not."""
         down = [d.peer for d in self.drivers.values() if d.link.state != "up"]
+        if self._node.instances is not None:
+            elsewhere = self._node.instances.up_elsewhere()
+            down = [peer for peer in down if peer not in elsewhere]
         return len(self.drivers) - len(down), down
 
     # -- how far the peers have our log -------------------------------------------------------

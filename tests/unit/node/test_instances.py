@@ -109,7 +109,9 @@ def cluster() -> Cluster:
 def test_a_link_that_is_up_elsewhere_is_shown_up_there(cluster: Cluster) -> None:
     for name in "abc":
         cluster.start(name)
+    assert cluster.hubs["a"].links.summary() == (0, ["edge"])
     cluster.connect("b")
+    assert cluster.hubs["a"].links.summary() == (1, [])
     here = cluster.link("b")
     for name in "ac":
         there = cluster.link(name)
@@ -347,19 +349,22 @@ def test_a_draining_instance_is_shown_so_and_another_one_dials(cluster: Cluster)
             node.instances is not None and node.instances.should_dial() for node in (keeper, b, c)
         ]
 
+    def dialing() -> list[bool]:
+        return [each.links.drivers["sat"].link.state != "stopped" for each in (keeper, b, c)]
+
     cluster.net.run(2.0)
-    assert dial() == [True, False, False]
+    assert dial() == dialing() == [True, False, False]
     keeper.drain.begin(1.0, 1.0)
     assert dial() == [False, False, False]
     cluster.net.run(2.0)
     assert cluster.states("c") == {"a": "draining", "b": "up", "c": "up"}
-    assert dial() == [False, True, False]
+    assert dial() == dialing() == [False, True, False]
     b.drain.begin(1.0, 1.0)
     cluster.net.run(2.0)
-    assert dial() == [False, False, True]
+    assert dial() == dialing() == [False, False, True]
     keeper.drain.undo()
     cluster.net.run(2.0)
-    assert dial() == [True, False, False]
+    assert dial() == dialing() == [True, False, False]
 
 
 def test_differing_peers_and_keys_are_warned_of_by_name(cluster: Cluster) -> None:
