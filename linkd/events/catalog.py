@@ -157,6 +157,7 @@ _ROWS = (
     error("log.full", "bytes max_bytes", shown="event"),
     error("log.engine-away", shown="event"),
     info("log.engine-back", shown="event"),
+    info("log.epoch", shown="event"),
     error("log.fenced", shown="event"),
     warn("log.no-standby"),
     error("log.went-back", shown="event"),

@@ -329,7 +329,10 @@ class ClusterCampaign(DatabaseCampaign):
         opened = []
         for hub in self.hubs:
             self._start(hub)
-            opened += [int(line.fields["next"]) for line in hub.matching(began, event="log.opened")]
+            for line in hub.matching(began, event="log.epoch"):
+                found = re.search(r"begins at offset (\d+)", str(line.fields["detail"]))
+                assert found is not None, line
+                opened.append(int(found[1]))
         self._tails.append(Tail(max(times), min(opened), max(lasts) + 1))
 
     @staticmethod

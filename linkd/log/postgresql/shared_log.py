@@ -37,7 +37,7 @@ from linkd.log.frame import (
     encode_frame,
     frame_at,
 )
-from linkd.log.interface import OnDurable
+from linkd.log.interface import OnDurable, OperatorNotice
 from linkd.log.postgresql.files import PostgresqlFiles
 from linkd.log.postgresql.log import PostgresqlLog
 from linkd.log.postgresql.shared_database import (
@@ -249,6 +249,11 @@ class SharedLog(PostgresqlLog):
 
     def _note_epoch(self, change: EpochOpened) -> None:
         self.epoch = change.epoch
+        sentence = (
+            f"a new epoch begins at offset {change.first}: the database or all instances were"
+            " started again"
+        )
+        self._notify(OperatorNotice("info", "log.epoch", sentence))
         self._post(self._tell_of_epoch)
 
     def _tell_of_epoch(self) -> None:
