@@ -240,6 +240,7 @@ class _Crowded:
         self.on_rose: list[Any] = []
         self.log = SimpleNamespace(on_written=[])
         self.stamp = 0.0
+        self.instances = self.bus = None
 
     def status(self) -> NodeStatus:
         self.stamp += 1.0
