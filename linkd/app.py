@@ -43,6 +43,7 @@ from linkd.node.outages import Outages
 from linkd.pairing.client import Renewal
 from linkd.pairing.messages import PairingHooks
 from linkd.pairing.server import PairingServer, local_call
+from linkd.pairing.shared import AUTHORITY, CERTIFICATE, TERMS, SharedRows
 from linkd.preflight import CertificateEnd, certificate_ends, check_files, key_fingerprints
 
 MAX_WAITING: Final = 256
@@ -168,6 +169,7 @@ class Application:
         self._descriptors = Descriptors(limit, self.node.warnings)
         _log_opened(log, opened)
         self._worker = Worker(reactor, "linkd-pairing")
+        self._learns = False  # what other instances have paired is due
         self.pairing = self._open_pairing(folder, reload)
         self._tls = self._server_tls(state / "pairing")
         self._renewal = Renewal(
@@ -218,9 +220,28 @@ class Application:
             lambda name: in_reactor(self._revoked, name),
             lambda: None if self._tls is None else self._tls.leaf_before,
         )
-        pairing = PairingServer(hooks, folder, self._reactor.seconds, wall)
+        rows = None
+        if self.config.cluster is not None:
+            instance = self.config.cluster.instance
+            rows = SharedRows(self._cursors, self._reactor.callFromThread, instance)
+            for kind in (CERTIFICATE, TERMS, AUTHORITY):
+                self._cursors.watch(kind, self._paired_elsewhere)
+        pairing = PairingServer(hooks, folder, self._reactor.seconds, wall, rows)
         pairing.open()
         return pairing
+
+    def _paired_elsewhere(self, *_: object) -> None:
+        """Apply what another instance has paired or revoked: once for all that came together."""
+        if not self._learns:
+            self._learns = True
+            self._worker.call(self._learn).addErrback(self._not_learned)
+
+    def _not_learned(self, _: Failure) -> None:
+        self._learns = False  # it is tried again
+
+    def _learn(self) -> None:
+        self._learns = False
+        self.pairing.learn()
 
     def _make_dialer(self, node: Node, driver: LinkDriver) -> LinkDialer:
         """Create the dialer of one link."""
@@ -306,6 +327,7 @@ class Application:
             self._keep_certificate_ends, lambda _: None
         )
         if self.node.instances is not None:
+            self._paired_elsewhere()
             fingerprints = self._worker.call(key_fingerprints, self.config)
             fingerprints.addCallbacks(self.node.instances.set_keys, lambda _: None)
         return self._worker.call(check_files, self.config).addCallbacks(

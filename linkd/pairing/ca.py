@@ -11,7 +11,8 @@ import ipaddress
 import re
 import socket
 import struct
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -25,7 +26,7 @@ from linkd import events
 from linkd.clock import is_plausible
 from linkd.config import Config
 from linkd.config.addresses import parse_address
-from linkd.errors import ConfigError, LinkdError, StateTooNew, unusable
+from linkd.errors import ConfigError, LinkdError, StateTooNew, Unavailable, unusable
 from linkd.host import make_directory, write_atomically
 from linkd.net import certificates as issuing
 from linkd.net.certificates import (
@@ -41,6 +42,7 @@ from linkd.net.certificates import (
 from linkd.net.linux import format_address
 from linkd.net.tls import AUTHORITY_FILE, REVOCATION_FILE
 from linkd.pairing import signers
+from linkd.pairing.shared import CERTIFICATE, SharedRows
 from linkd.pairing.signers import AUTHORITY_DAYS, BACK_SECONDS, DAY_SECONDS, LEAF_DAYS, Signers
 
 _ANY: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 -- allowed in [listen]
@@ -199,6 +201,25 @@ class IssuedState(msgspec.Struct, frozen=True):
         )
         return msgspec.structs.replace(self, certificates=known + lost)
 
+    def merged(self, shared: Mapping[str, Issued]) -> IssuedState:
+        """Return the state with what other instances have issued and revoked, by serial.
+
+        What is revoked anywhere is revoked, and so is what renews it: it may have been renewed at
+        one instance while another revoked it.
+        """
+        found = {each.serial: each for each in self.certificates}
+        for serial, theirs in shared.items():
+            found[serial] = _one_of(found.get(serial), theirs)
+        when: dict[str, float] = {}
+        for each in sorted(found.values(), key=lambda one: one.issued):
+            revoked = each.revoked
+            if revoked is None and each.replaces is not None:
+                revoked = when.get(each.replaces)
+            if revoked is not None:
+                when[each.serial] = revoked
+                found[each.serial] = msgspec.structs.replace(each, revoked=revoked)
+        return msgspec.structs.replace(self, certificates=tuple(found.values()))
+
     def with_issued(self, entry: Issued, now: float) -> IssuedState:
         """Return the state with one more certificate, without the ones of its name that are over.
 
@@ -225,6 +246,39 @@ class IssuedState(msgspec.Struct, frozen=True):
             for each in self.certificates
         )
         return msgspec.structs.replace(self, certificates=certificates)
+
+
+def _one_of(ours: Issued | None, theirs: Issued) -> Issued:
+    """Return what is known of a certificate, here or at another instance."""
+    if ours is None or (ours.name == UNKNOWN and theirs.revoked is not None):
+        return theirs
+    if theirs.name == UNKNOWN:
+        return msgspec.structs.replace(ours, revoked=theirs.revoked)
+    if theirs.revoked is None and ours.revoked is not None:
+        return msgspec.structs.replace(theirs, revoked=ours.revoked)
+    return theirs
+
+
+def shared_certificates(rows: SharedRows) -> dict[str, Issued]:
+    """Return the certificates that the instances share, by serial."""
+    found = {}
+    for serial, value in rows.get(CERTIFICATE).items():
+        with suppress(msgspec.DecodeError):
+            entry = msgspec.json.decode(value, type=Issued)
+            if entry.serial == serial:
+                found[serial] = entry
+    return found
+
+
+def share_certificates(rows: SharedRows, before: IssuedState, after: IssuedState) -> None:
+    """Let other instances know what has changed; raise Unavailable where the database is away."""
+    old = {each.serial: each for each in before.certificates}
+    new = {each.serial: each for each in after.certificates}
+    values: dict[str, bytes | None] = dict.fromkeys(old.keys() - new.keys())
+    for serial, entry in new.items():
+        if old.get(serial) != entry:
+            values[serial] = msgspec.json.encode(entry)
+    rows.put(CERTIFICATE, values)
 
 
 def load_state(directory: Path) -> IssuedState:
@@ -317,6 +371,14 @@ def _is_current(path: Path, signers: list[Issuer], serials: set[int], now: float
 DIRECTORY: Final = "pairing"
 
 
+def revoked_here(name: str, error: Exception) -> str:
+    """Return that other instances do not know of a revocation yet."""
+    return (
+        f"{name} is revoked at this instance, and the others may not know that yet ({error}): they"
+        f" refuse it once the database answers; run `linkd revoke {name}` again to be sure"
+    )
+
+
 class NotRevoked(LinkdError):
     """A revocation could not be written: it lasts only until the daemon stops."""
 
@@ -331,6 +393,7 @@ class Authority:
         directory: `pairing` in the state directory.
         node: The hub's name.
         wall: Returns Unix seconds.
+        rows: What the instances of the node share; None: there is only this one.
 
     Attributes:
         revoked: The serials that the listener must refuse, including revocations that could not be
@@ -343,10 +406,17 @@ class Authority:
         OSError: There is no authority, and it can't be written.
     """
 
-    def __init__(self, directory: Path, node: str, wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        node: str,
+        wall: Callable[[], float],
+        rows: SharedRows | None = None,
+    ) -> None:
         self._directory = directory
         self._node = node
         self._wall = wall
+        self._rows = rows
         make_directory(directory, 0o700)
         self.signers = Signers(directory, node, wall)
         self._state = load_state(directory).with_listed(self.path(REVOCATION_FILE))
@@ -358,6 +428,33 @@ class Authority:
     def issued(self) -> list[Issued]:
         """Every certificate signed for a peer, oldest first."""
         return list(self._state.certificates)
+
+    def learn(self) -> set[str]:
+        """Take what other instances have issued and revoked, and share what they lack.
+
+        Returns:
+            The names that have certificates which are revoked only since now.
+
+        Raises:
+            OSError: It can't be written; it is in force all the same.
+        """
+        assert self._rows is not None
+        shared, now = shared_certificates(self._rows), self._wall()
+        state = self._state.merged(shared)
+        for each in state.certificates:
+            kept = each.expires + (
+                0.0 if each.revoked is None else signers.GRACE_DAYS * DAY_SECONDS
+            )
+            if shared.get(each.serial) != each and kept > now:
+                self._rows.note(CERTIFICATE, each.serial, msgspec.json.encode(each))
+        fresh = state.revoked() - self.revoked
+        try:
+            self._keep(state)
+        except OSError:
+            self._unwritten |= fresh
+            self.revoked |= fresh
+            raise
+        return {each.name for each in state.certificates if int(each.serial, 16) in fresh}
 
     def path(self, name: str) -> Path:
         """Return the path of a file of the authority: `ca.crt`, `hub.crt`, `hub.key`."""
@@ -435,6 +532,7 @@ class Authority:
 
         Raises:
             NotRevoked: It could not be written. The certificates are refused until the next start.
+                Or other instances may not know it yet.
         """
         now = self._wall()
         state = self._state.with_revoked(name, now)
@@ -448,6 +546,8 @@ class Authority:
                 f" ({error.strerror or error}). Its certificates are refused until linkd restarts:"
                 f" make that file writable, then run `linkd revoke {name}` again"
             ) from None
+        except Unavailable as error:
+            raise NotRevoked(revoked_here(name, error)) from None
         known = self._state.certificates
         return [each for each in known if each.name == name and each.expires > now]
 
@@ -456,7 +556,15 @@ class Authority:
 
         Raises:
             OSError: It can't be written; nothing has changed.
+            Unavailable: It is in force here, and other instances may not know it yet.
         """
+        before = self._state
+        self._keep(state)
+        if self._rows is not None:
+            share_certificates(self._rows, before, state)
+
+    def _keep(self, state: IssuedState) -> None:
+        """Write a state, and only then apply it, at this instance."""
         if state != self._state:
             write_state(self._directory, state)
         self._state = state
@@ -482,8 +590,9 @@ class Authority:
             return None
         if certificate.serial_number in self.revoked:
             return None
-        serial = f"{certificate.serial_number:x}"
-        return next((each for each in self._state.certificates if each.serial == serial), None)
+        serial, names = f"{certificate.serial_number:x}", _hosts(certificate)
+        known = (each for each in self._state.certificates if each.serial == serial)
+        return next((each for each in known if each.name in names), None)
 
     def hub_certificate(self, hosts: Sequence[str]) -> tuple[Path, Path]:
         """Return the hub's own certificate and key.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import math
 import os
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import unquote
@@ -21,9 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta
 
 from linkd import events
-from linkd.config.settings import NAME_PATTERN
+from linkd.config.settings import NAME_PATTERN, ListenSettings
 from linkd.errors import ConfigError, LinkdError, Unavailable
 from linkd.host import make_directory, write_atomically
+from linkd.log import CursorStore
 from linkd.net import certificates as issuing
 from linkd.net.certificates import load_certificates, names_host
 from linkd.net.rate_limit import RateLimiter
@@ -33,13 +35,17 @@ from linkd.pairing.ca import (
     DIRECTORY,
     Authority,
     Issued,
+    IssuedState,
     NotRevoked,
     host_of,
     own_hosts,
     public_address,
+    revoked_here,
+    share_certificates,
+    shared_certificates,
 )
+from linkd.pairing.invitations import EXPIRED, USED, Invitations
 from linkd.pairing.messages import (
-    SECRET_BYTES,
     Code,
     PairedPeer,
     PairingHooks,
@@ -50,26 +56,29 @@ from linkd.pairing.messages import (
     fingerprint,
     is_ours,
 )
+from linkd.pairing.shared import (
+    AUTHORITY,
+    JOINED,
+    TERMS,
+    Agreed,
+    Invitation,
+    Joined,
+    KnownAuthority,
+    SharedRows,
+    decode_agreed,
+    encode,
+    public_hash,
+)
 from linkd.pairing.signers import AUTHORITY_WARN_DAYS, DAY_SECONDS, GRACE_DAYS
 
 CODE_SECONDS: Final = 600.0
-MAX_INVITATIONS: Final = 256
-MAX_WRONG_PROOFS: Final = 10
 _EARLY_SECONDS: Final = 2 * 86_400.0
 """The clocks of two hosts differ: so much earlier a renewal is taken."""
 
+PEERS_FILE: Final = "peers.json"
+"""Says, where several instances serve the node, which peers' files were written here."""
+
 _INVALID = (InvalidSignature, AssertionError, ValueError)
-
-
-@dataclass
-class _Invitation:
-    """A code that was issued, and its state."""
-
-    code: Code
-    ends: float
-    terms: Terms
-    wrong: int = 0
-    answered: tuple[messages.JoinRequest, messages.JoinReply] | None = None
 
 
 class PairingServer:
@@ -80,6 +89,7 @@ class PairingServer:
         directory: The directory of further configuration files: `/etc/linkd/linkd.d`.
         clock: Returns monotonic seconds.
         wall: Returns Unix seconds.
+        rows: What the instances of the node share; None: it is this process's.
     """
 
     def __init__(
@@ -88,13 +98,18 @@ class PairingServer:
         directory: Path,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        rows: SharedRows | None = None,
     ) -> None:
         self._hooks = hooks
         self._config = hooks.config
         self._directory = directory
         self._clock = clock
         self._wall = wall
-        self._invitations: dict[str, _Invitation] = {}
+        self._rows = rows or SharedRows(CursorStore())
+        self._is_shared = self._rows.instance is not None
+        self._time = wall if self._is_shared else clock
+        self._invitations = Invitations(self._rows, self._time)
+        self._elsewhere: frozenset[int] = frozenset()  # revoked, where there is no authority
         self._authority: Authority | None = None
         self._rate_limiter = RateLimiter(rate=1.0, burst=10.0, total_rate=20.0, total_burst=40.0)
         self._warned_at = -math.inf
@@ -108,6 +123,7 @@ class PairingServer:
         try:
             if self._has_authority():
                 self._open_authority()
+            self._learn_certificates()  # nobody is connected yet
         except (LinkdError, OSError) as error:
             self._warnings["state"] = f"pairing: {error}"
             events.emit("pairing.not-opened", detail=str(error))
@@ -115,7 +131,7 @@ class PairingServer:
     @property
     def revoked(self) -> frozenset[int]:
         """The serials that the listener must refuse; for any thread."""
-        return frozenset() if self._authority is None else self._authority.revoked
+        return self._elsewhere if self._authority is None else self._authority.revoked
 
     def warning(self) -> str | None:
         """Return what an operator must act on; None if all is well. For any thread."""
@@ -153,41 +169,39 @@ class PairingServer:
             )
         terms = self._terms(name, send, receive, relay)
         at = self._peer_address(address)
+        self._learn_now()
+        self._check_authority()
         try:
             self._open_authority().signers.for_peers()
         except (ConfigError, Unavailable) as error:
             raise PairingRefused(str(error)) from None
         leaf = self._prepare_certificate(host_of(at))
         self._check_writable()
-        self._drop_ended()
-        if len(self._invitations) >= MAX_INVITATIONS:
-            raise PairingRefused(f"{MAX_INVITATIONS} codes are out: wait until some have ended")
-        for each in self._invitations.values():
-            if each.code.name == name and each.answered is None:
-                each.ends = min(each.ends, self._clock())
+        self._invitations.check_room()
         anchor, _ = self._trust_anchor(leaf)
         der = anchor.public_bytes(serialization.Encoding.DER)
-        code = Code(name, at, fingerprint(der), secrets.token_bytes(SECRET_BYTES))
-        ends = self._clock() + CODE_SECONDS
-        self._invitations[code.invitation] = _Invitation(code, ends, terms)
+        ends = self._time() + CODE_SECONDS
+        invitation = Invitation(name, secrets.token_bytes(16), ends, terms)
+        code = Code(name, at, fingerprint(der), self._secret(invitation))
+        self._invitations.add(code.invitation, invitation)
         events.emit("pairing.invited", name=name, expires_seconds=CODE_SECONDS)
         return encode_code(code)
 
     def peers(self) -> list[PairedPeer]:
         """Return the invited and paired nodes by name, each once with its current state."""
-        self._drop_ended()
+        with suppress(Unavailable):
+            self._learn_now()
         configured = {peer.name for peer in self._config().peers}
         found: dict[str, PairedPeer] = {}
-        now, wall = self._clock(), self._wall()
+        now, wall = self._time(), self._wall()
         for each in self._issued:
             state = "revoked" if each.revoked else "paired" if each.expires > wall else "expired"
             left = max(0.0, each.expires - wall)
             found[each.name] = PairedPeer(each.name, state, left, each.name in configured)
-        for invitation in self._invitations.values():
-            name = invitation.code.name
+        for invitation in self._invitations.open():
+            name = invitation.name
             known = found.get(name)
-            open_still = invitation.answered is None and invitation.ends > now
-            if open_still and (known is None or known.state != "paired"):
+            if known is None or known.state != "paired":
                 found[name] = PairedPeer(name, "invited", invitation.ends - now, name in configured)
         return [found[name] for name in sorted(found)]
 
@@ -205,14 +219,20 @@ class PairingServer:
             PairingRefused: No node of that name was invited or paired.
             NotRevoked: It could not be written: the listener refuses it only until the next start.
         """
-        codes = [each for each in self._invitations.values() if each.code.name == name]
-        for each in codes:
-            each.ends, each.answered = self._clock(), None
-        known = any(each.name == name for each in self._issued)
-        if not (codes or known):
-            raise PairingRefused(f"no node {name!r} was paired here: see `linkd peers`")
+        unsure: LinkdError | None = None
         try:
-            taken = self._open_authority().revoke(name) if known else []
+            self._learn_now()
+            if name not in self._invitations.names() | {each.name for each in self._issued}:
+                raise PairingRefused(f"no node {name!r} was paired here: see `linkd peers`")
+            self._invitations.take_back(name)
+            self._learn_now()  # what was issued meanwhile; after that, it sees the line above
+        except Unavailable as error:
+            unsure = NotRevoked(revoked_here(name, error))
+        self._rows.note(TERMS, name, None)
+        try:
+            taken = self._revoke(name)
+            if unsure is not None:
+                raise unsure
         except NotRevoked as error:
             self._warnings[f"revoke {name}"] = str(error)
             events.emit("pairing.not-revoked", name=name, detail=str(error))
@@ -222,6 +242,20 @@ class PairingServer:
         self._warnings.pop(f"revoke {name}", None)
         events.emit("pairing.revoked", name=name)
         return len(taken)
+
+    def _revoke(self, name: str) -> list[Issued]:
+        """Revoke all certificates of a name; return those that have not expired."""
+        if self._has_authority():
+            return self._open_authority().revoke(name)
+        now, shared = self._wall(), shared_certificates(self._rows)
+        before = IssuedState(1, tuple(shared.values()))
+        after = before.with_revoked(name, now)
+        self._elsewhere |= after.revoked()
+        try:
+            share_certificates(self._rows, before, after)
+        except Unavailable as error:
+            raise NotRevoked(revoked_here(name, error)) from None
+        return [each for each in after.certificates if each.name == name and each.expires > now]
 
     def renew_own(self) -> None:
         """Renew the hub's own certificate if its own authority signed it and it expires soon.
@@ -244,7 +278,8 @@ class PairingServer:
         """Create the authority's successor in time; warn for two years if that fails."""
         failure = None
         try:
-            authority.signers.succeed()
+            if not self._is_shared:  # other instances would not have its key
+                authority.signers.succeed()
         except OSError as error:
             failure = error
         left = authority.signers.expires - self._wall()
@@ -252,10 +287,15 @@ class PairingServer:
             self._warnings.pop("authority", None)
             return
         why = "" if failure is None else f" ({failure.strerror or failure})"
+        what = f"its successor could not be made{why}: make the directory writable"
+        if self._is_shared:
+            what = (
+                "instances make no successor: start one of them once without [cluster], alone,"
+                f" and copy its {self._pairing_dir} to the others"
+            )
         self._warnings["authority"] = warning = (
             f"{authority.path(AUTHORITY_FILE)}: this node's authority ends in {left / 86_400:.0f}"
-            f" days, and its successor could not be made{why}: make the directory writable; without"
-            " a successor all peers must be paired again"
+            f" days, and {what}; without a successor all peers must be paired again"
         )
         if self._wall() - self._warned_at >= 86_400:
             self._warned_at = self._wall()
@@ -289,7 +329,7 @@ class PairingServer:
         except msgspec.DecodeError:
             return _refusal(400, "malformed", "expected a JSON object of docs/protocol.md, Pairing")
         try:
-            return 200, msgspec.json.encode(self._answer(ask, now))
+            return 200, msgspec.json.encode(self._answer(ask))
         except PairingRefused as refusal:
             name = getattr(ask, "name", None)
             shown = name if name and re.fullmatch(NAME_PATTERN, name) else None
@@ -305,9 +345,12 @@ class PairingServer:
             events.emit("pairing.refused", "error", address=address, detail=str(error))
             return _refusal(503, "unavailable", "the hub could not do it: see its log")
 
-    def _answer(self, ask: messages.Ask, now: float) -> msgspec.Struct:
+    def _answer(self, ask: messages.Ask) -> msgspec.Struct:
         leaf = self._hooks.leaf()
-        if leaf is None or not self._has_authority():
+        if leaf is None:
+            raise PairingRefused("nobody was invited here")
+        self._check_authority()
+        if not self._has_authority():
             raise PairingRefused("nobody was invited here")
         if isinstance(ask, messages.AuthorityRequest):
             anchor, _ = self._trust_anchor(leaf)
@@ -317,56 +360,73 @@ class PairingServer:
         shown = [leaf] if before is None else [leaf, before]
         if isinstance(ask, messages.RenewalRequest):
             return self._renew(ask, shown)
-        return self._join(ask, shown, now)
+        return self._join(ask, shown)
 
-    def _join(
-        self, ask: messages.JoinRequest, shown: list[x509.Certificate], now: float
-    ) -> messages.JoinReply:
+    def _join(self, ask: messages.JoinRequest, shown: list[x509.Certificate]) -> messages.JoinReply:
         """Accept a node with a code; its proof covers the listener's leaf that it was shown."""
-        invitation = self._invitations.get(ask.invitation)
-        if invitation is None:
+        key, invitations = ask.invitation, self._invitations
+        request = hashlib.sha256(ask.request.encode()).digest()
+        found = invitations.find(key)
+        if isinstance(found, Joined):
+            leaf = _proved(self._secret(found.invitation), ask, shown)
+            is_same = invitations.is_newest(key, ask.name) and found.request == request
+            if leaf is None or not is_same:
+                raise PairingRefused(USED)
+            return self._reply(ask, found, leaf)
+        if found is None:
             raise PairingRefused(
                 "the code is not known here: it is wrong, or the hub has restarted"
             )
-        if invitation.answered is not None:
-            if hmac.compare_digest(invitation.answered[0].proof, ask.proof):
-                return invitation.answered[1]
-            raise PairingRefused("the code was used before, which is possible once: make a new one")
-        if now >= invitation.ends:
-            raise PairingRefused("the code has expired or was taken back: make a new one")
-        secret, proof = invitation.code.secret, ask.proof.encode("utf-8", "replace")
-        for leaf in shown:
-            der = leaf.public_bytes(serialization.Encoding.DER)
-            if hmac.compare_digest(messages.join_proof(secret, der, ask).encode(), proof):
-                break
-        else:
-            invitation.wrong += 1
-            if invitation.wrong >= MAX_WRONG_PROOFS:
-                invitation.ends = now
+        if not (invitations.count_try(key) and invitations.is_open(key, found)):
+            raise PairingRefused(EXPIRED)
+        leaf = _proved(self._secret(found), ask, shown)
+        if leaf is None:
             raise PairingRefused(
                 "the proof does not fit the code: someone may intercept the connection"
             )
-        if ask.name != invitation.code.name:
-            raise PairingRefused(f"the code is for {invitation.code.name}, not for {ask.name}")
-        terms = invitation.terms
-        self._check_terms(ask.name, terms)
-        certificate = self._open_authority().issue(_load_request(ask.request), ask.name)
-        if self._configured(ask.name) != terms:
-            write_atomically(self._file(ask.name), terms.table(ask.name).encode(), 0o640)
+        if ask.name != found.name:
+            raise PairingRefused(f"the code is for {found.name}, not for {ask.name}")
+        self._check_terms(ask.name, found.terms)
+        loaded, agreed = _load_request(ask.request), Agreed(key, found.terms)
+
+        def issue() -> str:
+            certificate = self._open_authority().issue(loaded, ask.name)
+            self._write_peer(ask.name, agreed)
+            return certificate
+
+        joined = Joined(found, request, invitations.use(key, found, issue))
+        if not invitations.is_newest(key, ask.name):  # `revoke` elsewhere may not have seen it
+            self._open_authority().revoke(ask.name)
+            raise PairingRefused(EXPIRED)
+        self._rows.note(JOINED, key, encode(joined))
+        reply = self._reply(ask, joined, leaf)
+        events.emit("pairing.joined", name=ask.name)
+        self._hooks.reload()
+        self._rows.put(TERMS, {ask.name: encode(agreed)})
+        self._rows.settle()
+        return reply
+
+    def _reply(
+        self, ask: messages.JoinRequest, joined: Joined, leaf: x509.Certificate
+    ) -> messages.JoinReply:
+        """Return the answer to a node that has joined."""
+        terms = joined.invitation.terms
         answer = messages.JoinReply(
             node=self._config().node.name,
-            certificate=certificate,
+            certificate=joined.certificate,
             send=terms.receive,
             receive=terms.send,
             private=self._trust_anchor(leaf)[1],
             proof="",
             authorities=self._authorities(leaf),
         )
-        answer = msgspec.structs.replace(answer, proof=messages.hub_proof(secret, der, ask, answer))
-        invitation.answered = (ask, answer)
-        events.emit("pairing.joined", name=ask.name)
-        self._hooks.reload()
-        return answer
+        secret = self._secret(joined.invitation)
+        proof = messages.hub_proof(secret, _der(leaf), ask, answer)
+        return msgspec.structs.replace(answer, proof=proof)
+
+    def _secret(self, invitation: Invitation) -> bytes:
+        """Return the secret of an invitation's code."""
+        return invitation.secret(self._open_authority().signers.all[0].key)
 
     def _renew(
         self, ask: messages.RenewalRequest, shown: list[x509.Certificate]
@@ -408,11 +468,16 @@ class PairingServer:
 
     @property
     def _issued(self) -> list[Issued]:
-        return self._open_authority().issued if self._has_authority() else []
+        if self._has_authority():
+            return self._open_authority().issued
+        return list(shared_certificates(self._rows).values())
 
     def _open_authority(self) -> Authority:
         if self._authority is None:
-            self._authority = Authority(self._pairing_dir, self._config().node.name, self._wall)
+            rows = self._rows if self._is_shared else None
+            node = self._config().node.name
+            self._authority = Authority(self._pairing_dir, node, self._wall, rows)
+            self._share_authority(self._authority)
             self._warnings.pop("state", None)
         return self._authority
 
@@ -435,6 +500,8 @@ class PairingServer:
             before = ours.read_bytes() if ours.exists() else b""
             hosts = own_hosts(self._config().node.name, listen.address)
             certificate, key = authority.hub_certificate([host, *hosts])
+            if self._is_shared:
+                self._rows.note(AUTHORITY, f"host/{host}", b"1")
             if listen.certificate is not None and certificate.read_bytes() != before:
                 self._hooks.reload()
         ca = authority.path(AUTHORITY_FILE)
@@ -524,11 +591,136 @@ class PairingServer:
     def _file(self, name: str) -> Path:
         return self._directory / f"{name}.toml"
 
-    def _drop_ended(self) -> None:
-        """Drop invitations that ended an hour ago."""
-        limit = self._clock() - 3600.0
-        for key in [key for key, each in self._invitations.items() if each.ends < limit]:
-            del self._invitations[key]
+    # What other instances have changed
+
+    def learn(self) -> None:
+        """Apply what other instances have changed: certificates, new peers, names of the hub."""
+        try:
+            for name in self._learn_certificates():
+                self._hooks.revoked(name)
+            self._learn_hosts()
+            self._learn_peers()
+            if self._has_authority():
+                self._check_authority()
+        except (LinkdError, OSError) as error:
+            self._warnings["instances"] = f"what other instances have paired: {error}"
+        else:
+            self._warnings.pop("instances", None)
+
+    def _learn_now(self) -> None:
+        """Learn all that was changed until now; raise Unavailable without the database."""
+        if self._is_shared:
+            self._rows.refresh()
+            self.learn()
+
+    def _learn_certificates(self) -> list[str]:
+        """Refuse what was revoked elsewhere; return the peers that have no certificate any more."""
+        if not self._is_shared:
+            return []
+        if self._authority is not None:
+            fresh = self._authority.learn()
+            self._share_authority(self._authority)
+        else:
+            shared = shared_certificates(self._rows).values()
+            serials = IssuedState(1, tuple(shared)).revoked() - self._elsewhere
+            self._elsewhere |= serials
+            fresh = {each.name for each in shared if int(each.serial, 16) in serials}
+        good = {each.name for each in self._issued if each.revoked is None}
+        return sorted(fresh - good)  # the others were paired again
+
+    def _learn_hosts(self) -> None:
+        """Let this instance's certificate be for all names that peers dial."""
+        listen, authority = self._config().listen, self._authority
+        if listen is None or authority is None or authority.path("hub.crt") != _path(listen):
+            return
+        prefix, before = "host/", authority.path("hub.crt").read_bytes()
+        known = [key for key in self._rows.get(AUTHORITY) if key.startswith(prefix)]
+        authority.hub_certificate([key.removeprefix(prefix) for key in known])
+        if authority.path("hub.crt").read_bytes() != before:
+            self._hooks.reload()
+
+    def _learn_peers(self) -> None:
+        """Write the files of new peers."""
+        known = self._known_peers()
+        agreed = {
+            name: found
+            for name, value in self._rows.get(TERMS).items()
+            if (found := decode_agreed(name, value)) and known.get(name) != found.invitation
+        }
+        wrote, refused = False, list[str]()
+        for name, found in agreed.items():
+            try:
+                wrote |= self._write_peer(name, found)
+            except PairingRefused as error:
+                refused.append(str(error))
+        if wrote:
+            self._hooks.reload()
+        if refused:
+            raise PairingRefused("; ".join(refused))
+
+    def _known_peers(self) -> dict[str, str]:
+        """Return by which invitation the files here were written, by the peers' names."""
+        try:
+            content = (self._pairing_dir / PEERS_FILE).read_bytes()
+            return msgspec.json.decode(content, type=dict[str, str])
+        except (OSError, msgspec.DecodeError):
+            return {}
+
+    def _write_peer(self, name: str, agreed: Agreed) -> bool:
+        """Write a peer's file, once for each pairing: it may be changed or deleted later."""
+        is_other = self._configured(name) != agreed.terms
+        if is_other:
+            self._check_terms(name, agreed.terms)
+            self._check_writable()
+            content = agreed.terms.table(name).encode()
+            write_atomically(self._file(name), content, 0o640)
+        if self._is_shared:
+            known = self._known_peers() | {name: agreed.invitation}
+            make_directory(self._pairing_dir, 0o700)
+            write_atomically(self._pairing_dir / PEERS_FILE, msgspec.json.encode(known), 0o600)
+        return is_other
+
+    def _share_authority(self, authority: Authority) -> None:
+        """Let other instances know which authority this node has, if none has one yet."""
+        if self._rows.instance is not None and self._rows.authority() is None:
+            ours = KnownAuthority(public_hash(authority.signers.all[0].key), self._rows.instance)
+            self._rows.note(AUTHORITY, "key", encode(ours))
+
+    def _check_authority(self) -> None:
+        """Refuse to sign where the key of the node's authority is not here."""
+        known = self._rows.authority()
+        if known is None:
+            return
+        if self._has_authority():
+            ours = public_hash(self._open_authority().signers.all[0].key)
+            what = "has another authority than"
+        else:
+            ours, what = "", "has not the authority of"
+        if ours != known.key:
+            raise PairingRefused(
+                f"this instance {what} the instance {known.instance}, which pairs its peers:"
+                f" copy the files of {self._pairing_dir} from there to here, and restart linkd;"
+                " private keys are not in the database"
+            )
+
+
+def _path(listen: ListenSettings) -> Path | None:
+    return None if listen.certificate is None else Path(listen.certificate)
+
+
+def _der(leaf: x509.Certificate) -> bytes:
+    return leaf.public_bytes(serialization.Encoding.DER)
+
+
+def _proved(
+    secret: bytes, ask: messages.JoinRequest, shown: list[x509.Certificate]
+) -> x509.Certificate | None:
+    """Return the listener's leaf for which a proof fits a code; None if it fits none."""
+    proof = ask.proof.encode("utf-8", "replace")
+    for leaf in shown:
+        if hmac.compare_digest(messages.join_proof(secret, _der(leaf), ask).encode(), proof):
+            return leaf
+    return None
 
 
 def _load_request(pem: str) -> x509.CertificateSigningRequest:

@@ -13,7 +13,8 @@ import pytest
 from linkd.core import backoff, link, liveness
 from linkd.net import auth, http_head
 from linkd.net.listener import MAX_POST_BYTES, MAX_POSTS
-from linkd.pairing.server import CODE_SECONDS, MAX_WRONG_PROOFS
+from linkd.pairing.invitations import MAX_WRONG_PROOFS
+from linkd.pairing.server import CODE_SECONDS
 from linkd.protocol import peer
 from linkd.protocol.records import MAX_BATCH_BYTES
 

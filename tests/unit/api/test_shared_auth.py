@@ -183,10 +183,15 @@ def test_sessions_of_before_outlive_the_first_start_with_several(lab: Lab, tmp_p
 def test_ended_sessions_are_forgotten_in_time(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_auth, "MAX_ENDED", 2)
     cookies = [lab.a.open_session(SOCKET, ()) for _ in range(4)]
+    admin = lab.a.by_key(KEY)
+    assert admin is not None
+    others = lab.b.open_session(admin, ())
+    lab.b.end_session(others)
     for cookie in cookies[:3]:
         lab.a.end_session(cookie)
     assert [lab.b.by_cookie(cookie) for cookie in cookies[1:3]] == [None, None]
-    assert len(lab.store.shared(SESSION)) == 3  # and the key
+    assert lab.a.by_cookie(others) is None
+    assert len(lab.store.shared(SESSION)) == 4  # and the key
     lab.wall += 50_000.0
     lab.a.end_session(lab.a.open_session(SOCKET, ()))
     assert len(lab.store.shared(SESSION)) == 2
