@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from bench.figures import FOLDER, machine, table
@@ -180,6 +181,11 @@ def bare_commits(cluster: Cluster, count: int) -> float:
     return statistics.median(took)
 
 
+def _note(times: list[float], began: float, _: object) -> None:
+    """Note how long something took."""
+    times.append(time.perf_counter() - began)
+
+
 async def _latency(cluster: Cluster, count: int) -> tuple[list[float], list[float]]:
     """Return milliseconds from a publish at the first hub to its answer, and to the last hub."""
     answered, seen = [], []
@@ -192,7 +198,7 @@ async def _latency(cluster: Cluster, count: int) -> tuple[list[float], list[floa
             await asyncio.sleep(0.03)
             began = time.perf_counter()
             done = asyncio.ensure_future(near.publish("lat", {"n": number}))
-            done.add_done_callback(lambda _, b=began: answered.append(time.perf_counter() - b))
+            done.add_done_callback(partial(_note, answered, began))
             await reading
             seen.append(time.perf_counter() - began)
             await done
