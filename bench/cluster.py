@@ -188,7 +188,8 @@ def _note(times: list[float], began: float, _: object) -> None:
 
 async def _latency(cluster: Cluster, count: int) -> tuple[list[float], list[float]]:
     """Return milliseconds from a publish at the first hub to its answer, and to the last hub."""
-    answered, seen = [], []
+    answered: list[float] = []
+    seen: list[float] = []
     first, last = str(cluster.hubs[0].socket), str(cluster.hubs[-1].socket)
     async with client.connect(first) as near, client.connect(last) as far:
         records = far.subscribe("lat", start="latest").__aiter__()

@@ -354,6 +354,7 @@ class SharedLog(PostgresqlLog):
                 Index(head.number, head.log, head.node, first, first, 0, frame.stamp, False, [])
             )
             self._frames = 0
+            self._forget(self.state, self.clock())
             return
         self._frames += 1
         self._snapshots.changes.note((frame.kind, frame.flags, frame.head, b""), frame.stamp)
