@@ -81,7 +81,9 @@ def _add_drain(parser: argparse.ArgumentParser) -> None:
         "Take no new links, exchange the acknowledgements that are owed, end all links"
         " with a time to come back, and wait until they are gone. /readyz answers 503 meanwhile;"
         " the API works as before, and what is published waits in the log. The node drains until"
-        " --undo or a restart. Exit: 0 all links are gone, 5 some are left."
+        " --undo or a restart. Of several instances ([cluster]) the one that answers drains: its"
+        " links go to the others, and another one dials. Exit: 0 all links are gone, 5 some are"
+        " left."
     )
     parser.add_argument(
         "--timeout",

@@ -197,12 +197,13 @@ class Instances:
     def _write(self, state: InstanceState) -> None:
         self._is_due = False
         self._wrote = self._node.clock.seconds()
-        self._store.share(INSTANCE, self.name, _encode(self._note(state)))
-
-    def _note(self, state: InstanceState) -> InstanceNote:
-        node = self._node
-        drivers = node.links.drivers.values() if state != "stopped" else ()
+        drivers = self._node.links.drivers.values() if state != "stopped" else ()
         notes = [note for driver in drivers if (note := self._link_note(driver)) is not None]
+        self._store.share(INSTANCE, self.name, _encode(self._note(state, notes)))
+
+    def _note(self, state: InstanceState, notes: list[LinkNote]) -> InstanceNote:
+        node = self._node
+        up = sum(driver.link.state == "up" for driver in node.links.drivers.values())
         return InstanceNote(
             instance=self.name,
             run=self._run,
@@ -215,7 +216,7 @@ class Instances:
             log_time=node.log.clock(),
             log_next=node.log.next,
             uptime_seconds=node.clock.seconds() - self._began,
-            links=sum(note.state == "up" for note in notes),
+            links=up if state != "stopped" else 0,
             peers=self._peers(),
             keys=dict(self.keys),
             notes=notes,
@@ -497,7 +498,7 @@ class Instances:
 
     def statuses(self) -> list[InstanceStatus]:
         """Return all instances, by name."""
-        found = [self._status(self._note(self._state()), 0.0, here=True)]
+        found = [self._status(self._note(self._state(), []), 0.0, here=True)]
         for known in self._others.values():
             heard = known.heard
             seen = None if heard is None else self._node.clock.seconds() - heard
