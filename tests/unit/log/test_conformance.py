@@ -66,6 +66,9 @@ def test_a_peer_can_be_held(bench: Any) -> None:
     bench.log.hold("hub", "boot", 1, got.append)
     bench.until(lambda: got)
     assert got == [Appended(1, 0)]
+    assert bench.log.holds("hub")
+    bench.log.wake()  # nobody else writes: nothing is new
+    assert bench.log.next == 1
 
 
 def test_what_is_read_carries_origin_epoch_and_stamp(bench: Any) -> None:

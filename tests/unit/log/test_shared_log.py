@@ -610,11 +610,15 @@ def test_values_that_are_shared_are_seen_by_all(make: Made) -> None:
     of_a, of_b = Cursors(a), Cursors(b)
     seen: list[Any] = []
     of_b.store.watch("token", lambda *what: seen.append(what))
+    durable: list[Any] = []
+    of_a.store.on_shared.append(lambda: durable.append(True))
     assert of_a.done(of_a.store.share, "token", "x", b"1") is None
+    assert len(durable) == 1
     b.until(lambda: seen)
     assert of_b.store.shared("token") == of_a.store.shared("token") == {"x": b"1"}
     of_a.store.share("token", "x", None)
     b.until(lambda: len(seen) == 2)
+    a.until(lambda: len(durable) == 2)
     assert seen == [("x", b"1"), ("x", None)]
     assert of_b.store.shared("token") == {}
     ask("revoke insert on linkd.kept from linkd")
