@@ -326,13 +326,19 @@ class ClusterCampaign(DatabaseCampaign):
                 lasts.append(int(found[1]))
                 times.append(line.at)
         assert lasts, "no hub has told of the tail"
-        opened = []
         for hub in self.hubs:
             self._start(hub)
-            for line in hub.matching(began, event="log.epoch"):
-                found = re.search(r"begins at offset (\d+)", str(line.fields["detail"]))
-                assert found is not None, line
-                opened.append(int(found[1]))
+        opened: list[int] = []
+
+        def is_open() -> bool:
+            for hub in self.hubs:
+                for line in hub.matching(began, event="log.epoch"):
+                    begins = re.search(r"begins at offset (\d+)", str(line.fields["detail"]))
+                    assert begins is not None, line
+                    opened.append(int(begins[1]))
+            return bool(opened)
+
+        until(is_open, 60.0)
         self._tails.append(Tail(max(times), min(opened), max(lasts) + 1))
 
     @staticmethod
