@@ -254,6 +254,8 @@ class Keyring:
         self._waiting: dict[str, OrderedDict[bytes, None]] = {}  # the tokens of each key
         self._ended = EndedSessions(Path(config.node.state_dir), wall)
         self._own_signing = _signing_key(Path(config.node.state_dir))
+        if shared is not None:
+            shared.signing_key(self._own_signing)  # before another instance needs it
         self._keys: dict[str, _Key] = {}
         self.require_key = True
         self.reload(config)

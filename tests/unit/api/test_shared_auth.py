@@ -86,6 +86,11 @@ def test_a_token_of_one_instance_is_used_once_at_all(lab: Lab) -> None:
     assert result(lab.b.redeem(token)) is None
 
 
+def test_the_key_of_the_first_instance_is_shared_when_it_starts(lab: Lab) -> None:
+    """Else the second one replaced it by its own, and refused the first one's token."""
+    assert lab.store.shared(SESSION)["key"] == lab.a._own_signing != lab.b._own_signing
+
+
 def test_what_no_instance_has_made_is_not_looked_up(lab: Lab, tmp_path: Path) -> None:
     token = result(lab.a.issue_shared(SOCKET, ()))
     for forged in ("", "x" * 64, "ä", token[:-2], token[:-2] + "00", token + "00", "00" * 32):
