@@ -77,8 +77,8 @@ def arguments() -> argparse.Namespace:
         asked.edges = asked.edges or 12
     if asked.log and programs() is None:
         parser.error("--log postgresql and --hubs need PostgreSQL 15 or later")
-    if asked.hubs and shutil.which("haproxy") is None:
-        parser.error("--hubs needs HAProxy")
+    if asked.hubs and not (shutil.which("haproxy") and shutil.which("redis-server")):
+        parser.error("--hubs needs HAProxy and Redis")
     return asked
 
 

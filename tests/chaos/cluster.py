@@ -1,8 +1,9 @@
 """A campaign against several hubs of one node, whose log is in PostgreSQL with a standby.
 
-Three hubs on loopback behind HAProxy, and edges that know only that. Besides the faults of one hub
-on PostgreSQL (database.py): a hub frozen for half a minute and thawed, one that is cut off from the
-database, a standby that is cut off from the primary, two primaries at once, a balancer restarted.
+Three hubs on loopback behind HAProxy, with a Redis between them, and edges that know only HAProxy.
+Besides the faults of one hub on PostgreSQL (database.py): a hub frozen for half a minute and
+thawed, one that is cut off from the database, a standby that is cut off from the primary, two
+primaries at once, a balancer or the bus restarted.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from tests.support.daemon import COMMAND, Daemon, listen, peer
 from tests.support.duo import until
 from tests.support.lab import python
 from tests.support.postgresql import Server
+from tests.support.redis import Redis
 
 HUBS = ("hub-a", "hub-b", "hub-c")
 FROZEN_SECONDS = 30.0
@@ -63,6 +65,7 @@ KINDS = {
     "two primaries": 1,
     "lost tail": 1,
     "restart balancer": 1,
+    "kill bus": 1,
 }
 """The faults, each with its weight."""
 
@@ -208,6 +211,8 @@ class ClusterCampaign(DatabaseCampaign):
             for name in names
         )
         both = sorted((self.pair.primary, self.pair.standby), key=lambda one: one.port)
+        self.bus = Redis()
+        self._stack.callback(self.bus.remove)
         self.hubs: list[Daemon] = []
         self._relays: list[list[Relay]] = []
         ports = []
@@ -221,6 +226,7 @@ class ClusterCampaign(DatabaseCampaign):
             at = ",".join(str(relay.port) for relay in relays)
             config = (
                 f'http = "127.0.0.1:{api}"\nrequire_key = false\n[cluster]\ninstance = "{hub}"\n'
+                f'bus = "{self.bus.url}"\n'
                 '[log]\nengine = "postgresql"\n[log.postgresql]\n'
                 f'dsn = "host=127.0.0.1,127.0.0.1 port={at} dbname={NAME} user=linkd"\n'
                 'synchronous = "required"\n'
@@ -304,6 +310,12 @@ class ClusterCampaign(DatabaseCampaign):
         self.balancer.kill()
         yield
         self.balancer.start()
+
+    @contextlib.contextmanager
+    def _kill_bus(self) -> Iterator[None]:
+        self.bus.kill()
+        yield
+        self.bus.start()
 
     @contextlib.contextmanager
     def _lost_tail(self) -> Iterator[None]:
