@@ -597,6 +597,7 @@ class PairingServer:
         """Apply what other instances have changed: certificates, new peers, names of the hub."""
         try:
             for name in self._learn_certificates():
+                events.emit("pairing.revoked", name=name, detail="at another instance")
                 self._hooks.revoked(name)
             self._learn_hosts()
             self._learn_peers()
