@@ -89,6 +89,7 @@ class CursorStore:
     Attributes:
         peers: Each peer's cursor in our log, to read.
         on_peer: Called with a peer's cursor that another instance has noted.
+        on_peer_removed: Called with the cursor of a peer that another instance has forgotten.
         on_removed: Called with a consumer that another instance has removed.
         on_shared: Called once a shared value is durable where other instances see it.
         notices: What was found at start, for the operator.
@@ -100,6 +101,7 @@ class CursorStore:
         self.on_notice: list[Callable[[OperatorNotice], None]] = []
         self.peers: dict[str, PeerCursor] = {}
         self.on_peer: list[Callable[[PeerCursor], None]] = []
+        self.on_peer_removed: list[Callable[[PeerCursor], None]] = []
         self.on_removed: list[Callable[[Owned], None]] = []
         self.on_shared: list[Callable[[], None]] = []
         self._rows: dict[str, dict[str, bytes]] = {}
@@ -111,6 +113,10 @@ class CursorStore:
         """Note a peer's progress; soon durable."""
         self.peers[cursor.peer] = cursor
         self._changed(PEER, cursor.peer, cursor)
+
+    def create_peer(self, cursor: PeerCursor) -> None:
+        """Note the cursor of a new peer, unless another instance of this node knows it already."""
+        self.set_peer(cursor)
 
     def remove_peer(self, peer: str) -> None:
         """Forget a peer."""

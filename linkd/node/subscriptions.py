@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from linkd.config import Config
 from linkd.errors import Gap, LinkdError, PublishError
 from linkd.log.base import Log
-from linkd.log.cursor_store import CursorStore
+from linkd.log.cursor_store import CursorStore, joined
 from linkd.log.interface import RESUME_SECONDS, UNOWNED, Consumer, Owned
 from linkd.protocol.channels import PatternIndex, Patterns
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
@@ -390,7 +390,7 @@ class Subscriptions:
 
         follower.wait()
         word = f"{self._run}:{self._taken}".encode()
-        self._store.share(READER, "/".join(consumer), word, lambda _: self._store.refresh(known))
+        self._store.share(READER, joined(consumer), word, lambda _: self._store.refresh(known))
 
     def _taken_elsewhere(self, key: str, word: bytes | None) -> None:
         """End the holder of a consumer's name that a client has taken at another instance."""
@@ -552,7 +552,7 @@ class Subscriptions:
     def _remove(self, consumer: Consumer, why: str) -> None:
         """Remove a consumer without its request, and log it."""
         self._store.remove_consumer(consumer.key)
-        self._let_go(consumer.key)
+        self._removed(consumer.key)
         self._log_event(
             "info" if consumer.is_passing else "error",
             "consumer.removed",
@@ -701,6 +701,11 @@ class Subscriptions:
         self._passed_over.discard(key)
         self._left_at.pop(key, None)
 
+    def _removed(self, key: Owned) -> None:
+        """Forget what there is of a consumer that was removed here."""
+        self._let_go(key)
+        self._store.share(READER, joined(key), None)
+
     def _log_passed_over(self, consumer: Consumer, floor: int) -> None:
         first, whose = max(consumer.next, self._log.first), "/".join(consumer.key)
         self._log_event(
@@ -732,7 +737,7 @@ class Subscriptions:
         if holder is not None:
             holder.end("deleted")
         self._store.remove_consumer(key, done)
-        self._let_go(key)
+        self._removed(key)
         self._log_event("info", "consumer.deleted", key, next=known.next)
         return True
 
@@ -753,8 +758,8 @@ class Subscriptions:
         holder = self._held.pop(old, None)
         if holder is not None:
             holder.end("replaced")
-        self._store.set_consumer(moved)
-        self._let_go(old)
+        self._store.create_consumer(moved)
+        self._removed(old)
         self._store.remove_consumer(old, done)
         detail = f"{'/'.join(old)} is {'/'.join(new)} now"
         self._log_event("info", "consumer.moved", new, next=known.next, detail=detail)

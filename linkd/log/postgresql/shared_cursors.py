@@ -20,8 +20,17 @@ _PUT = (
     " select * from unnest(%s::text[], %s::text[], %s::bytea[], %s::bigint[])"
     " on conflict (kind, key) do update"
     " set value = excluded.value, rank = excluded.rank, changed = pg_current_xact_id()"
-    " where excluded.value is null or kept.value is null or excluded.rank >= kept.rank"
-    " returning kind, key, changed::text::bigint"
+    " where case when excluded.value is null then true"
+    " when kept.value is null then kept.kind <> 'consumer' or excluded.rank < 0"
+    " else excluded.rank >= greatest(kept.rank, 0) end"
+    " returning kind, key, changed::text::bigint, value is null"
+)
+"""A removed consumer comes back only where it is created (rank -1), which replaces none."""
+
+_REFUSED = (
+    "select kept.kind, kept.key, kept.value from linkd.kept"
+    " join unnest(%s::text[], %s::text[]) as row (kind, key)"
+    " on kept.kind = row.kind and kept.key = row.key"
 )
 _TAKE = (
     "with taken as (select key, value from linkd.kept"
@@ -31,7 +40,6 @@ _TAKE = (
 )
 """The second of two instances waits for the first, and then finds no value."""
 
-_KNOWN = "select value from linkd.kept where kind = 'consumer' and key = any(%s)"
 _DELETE = (
     "delete from linkd.kept using unnest(%s::text[], %s::text[]) as row (kind, key)"
     " where kept.kind = row.kind and kept.key = row.key"
@@ -58,7 +66,7 @@ class SharedCursorStore(PostgresqlCursorStore):
         self._of_instance = {f"{kind}@{log.database.instance}": kind for kind in HISTORY}
         self._stored_as = {kind: stored for stored, kind in self._of_instance.items()}
         self._flying: Rows = {}  # is being written
-        self._creating: set[str] = set()
+        self._creating: set[tuple[str, str]] = set()
         self._written: dict[tuple[str, str], int] = {}  # in which transaction
         self._taking: list[tuple[str, str, Taken]] = []
         super().__init__(log.database, log.id, post)
@@ -111,7 +119,7 @@ class SharedCursorStore(PostgresqlCursorStore):
             if row.kind == PEER:
                 self._peer_changed(row)
             elif row.kind == CONSUMER:
-                self._consumer_changed(row)
+                self._consumer_changed(row.key, row.value, int(is_older))
             else:
                 if self.shared(row.kind).get(row.key) == row.value:
                     continue  # it was seen at the last look
@@ -124,32 +132,42 @@ class SharedCursorStore(PostgresqlCursorStore):
         known = self.peers.get(row.key)
         if known is not None and self._shared_log.holds(row.key):
             self.set_peer(known)
-        elif row.value is None:
-            self.peers.pop(row.key, None)
-        else:
-            cursor = self.peers[row.key] = _peer.decode(row.value)
-            if cursor == known:
-                return
+        elif row.value is not None:
+            self._take_peer(row.value)
+        elif known is not None:
+            del self.peers[row.key]
+            for call in tuple(self.on_peer_removed):
+                call(known)
+
+    def _take_peer(self, value: bytes) -> None:
+        cursor = _peer.decode(value)
+        known, self.peers[cursor.peer] = self.peers.get(cursor.peer), cursor
+        if cursor != known:
             for call in tuple(self.on_peer):
                 call(cursor)
 
-    def _consumer_changed(self, row: KeptRow) -> None:
-        """Take a consumer's cursor, which never goes back."""
-        if row.value is None:
-            owner, _, name = row.key.partition("/")
+    def _consumer_changed(self, key: str, value: bytes | None, least: int = 0) -> None:
+        """Take a consumer's cursor, if it is `least` or more beyond ours: it never goes back."""
+        if value is None:
+            owner, _, name = key.partition("/")
             if self._consumers.pop((owner, name), None) is not None:
                 for call in tuple(self.on_removed):
                     call((owner, name))
             return
-        consumer = _consumer.decode(row.value)
+        consumer = _consumer.decode(value)
         known = self._consumers.get(consumer.key)
-        if known is None or consumer.next >= known.next:
+        if known is None or consumer.next - known.next >= least:
             self._consumers[consumer.key] = consumer
 
     def create_consumer(self, consumer: Consumer) -> None:
         """Note a new consumer, unless another instance of this node knows it already."""
-        self._creating.add(joined(consumer.key))
+        self._creating.add((CONSUMER, joined(consumer.key)))
         self.set_consumer(consumer)
+
+    def create_peer(self, cursor: PeerCursor) -> None:
+        """Note the cursor of a new peer, unless another instance of this node knows it already."""
+        self._creating.add((PEER, cursor.peer))
+        self.set_peer(cursor)
 
     # the thread
 
@@ -182,7 +200,7 @@ class SharedCursorStore(PostgresqlCursorStore):
 
     def _write(self, rows: Rows) -> Exception | None:
         """Write rows in one transaction; return why it failed, if it did."""
-        self._flying, created = rows, set[str]()
+        self._flying, created = rows, set[tuple[str, str]]()
         gone: list[tuple[str, str]] = []
         kept: list[tuple[str, str, bytes | None, int]] = []
         for (kind, key), row in rows.items():
@@ -190,8 +208,8 @@ class SharedCursorStore(PostgresqlCursorStore):
             if row is None and kind in HISTORY:
                 gone.append((stored, word))
                 continue
-            if kind == CONSUMER and word in self._creating:
-                created.add(word)
+            if (kind, word) in self._creating:
+                created.add((kind, word))
                 rank = -1
             elif kind == CONSUMER and row is not None:
                 rank = _consumer.decode(row).next
@@ -202,23 +220,34 @@ class SharedCursorStore(PostgresqlCursorStore):
                 connection.execute(_DELETE, ([row[0] for row in gone], [row[1] for row in gone]))
                 columns = [[row[place] for row in kept] for place in range(4)]
                 done = connection.execute(_PUT, columns).fetchall()
-                there = [key for kind, key, _ in done if kind == CONSUMER]
-                known = [key for key in created if key not in there]
-                return done, connection.execute(_KNOWN, (known,)).fetchall() if known else []
+                if len(done) == len(kept):
+                    return done, []
+                there = {row[:2] for row in done}
+                refused = [row[:2] for row in kept if row[:2] not in there]
+                columns = [[row[place] for row in refused] for place in range(2)]
+                return done, connection.execute(_REFUSED, columns).fetchall()
 
         try:
-            done, known = self._database.run(put)
+            done, refused = self._database.run(put)
         except OSError as error:
             return error
-        self._written.update({(kind, key): xid for kind, key, xid in done if "@" not in kind})
-        if known:
-            self._post(lambda: self._take_known(known))
+        for kind, key, xid, is_gone in done:
+            if is_gone:
+                self._written.pop((kind, key), None)
+            elif "@" not in kind:
+                self._written[kind, key] = xid
+        if refused:
+            self._post(lambda: self._take_refused(refused, created))
         self._creating -= created
         self._flying = {}
         return None
 
-    def _take_known(self, rows: list[Any]) -> None:
-        """Take consumers that were new here, and are known at another instance."""
-        for (value,) in rows:
-            consumer = _consumer.decode(value)
-            self._consumers[consumer.key] = consumer
+    def _take_refused(self, rows: list[Any], created: set[tuple[str, str]]) -> None:
+        """Take what the database has in place of what was refused."""
+        for kind, key, value in rows:
+            if kind == PEER:
+                self._take_peer(value)
+            else:
+                if (kind, key) in created:
+                    self._consumers.pop(_consumer.decode(value).key, None)
+                self._consumer_changed(key, value)

@@ -687,6 +687,48 @@ def test_a_consumer_that_is_new_here_and_known_elsewhere_keeps_its_cursor(make: 
         one.close()
 
 
+def test_a_late_ack_does_not_bring_back_a_consumer_that_was_removed_elsewhere(make: Made) -> None:
+    a, b = make("a"), make("b")
+    of_a, of_b = Cursors(a), Cursors(b)
+    billing, gone = Consumer("socket", "billing", 3, ("orders",)), list[Any]()
+    of_a.store.create_consumer(billing)
+    b.until(of_b.store.consumers)
+    b.log._follower._changed = lambda rows: None  # it sees nothing
+    of_b.store.on_removed.append(gone.append)
+    assert of_a.done(of_a.store.remove_consumer, billing.key) is None
+    later = msgspec.structs.replace(billing, next=9)
+    assert of_b.done(of_b.store.set_consumer, later) is None
+    assert gone == [billing.key]
+    assert not of_b.store.consumers()
+    of_a.store.create_consumer(billing)
+    assert of_a.done(of_a.store.share, "token", "x", b"1") is None
+    assert of_a.store.consumers() == {billing.key: billing}
+    assert of_b.done(of_b.store.set_consumer, later) is None
+    a.until(lambda: of_a.store.consumers()[billing.key].next == 9)
+    for one in (of_a, of_b):
+        one.close()
+
+
+def test_a_peer_that_is_new_here_and_known_elsewhere_keeps_its_cursor(make: Made) -> None:
+    a, b = make("a"), make("b")
+    of_a, of_b = Cursors(a), Cursors(b)
+    moved, gone = list[Any](), list[Any]()
+    b.log._follower._changed = lambda rows: None  # it sees nothing
+    of_b.store.on_peer.append(moved.append)
+    of_a.store.create_peer(PeerCursor("edge", 3, 3))
+    assert of_a.done(of_a.store.share, "token", "x", b"1") is None
+    of_b.store.create_peer(PeerCursor("edge", 9, 9))
+    assert of_b.done(of_b.store.share, "token", "y", b"1") is None
+    assert of_b.store.peers == {"edge": PeerCursor("edge", 3, 3)}
+    assert moved == [PeerCursor("edge", 3, 3)]
+    of_a.store.on_peer_removed.append(gone.append)
+    of_b.store.remove_peer("edge")
+    a.until(lambda: gone)
+    assert gone == [PeerCursor("edge", 3, 3)]
+    for one in (of_a, of_b):
+        one.close()
+
+
 def test_a_refresh_waits_until_the_database_is_there_again(make: Made) -> None:
     a, b = make("a"), make("b")
     of_a, of_b = Cursors(a), Cursors(b)
@@ -742,6 +784,11 @@ def test_what_is_older_than_our_own_change_is_left_out(make: Made) -> None:
     older = Consumer("socket", "billing", 4, ("orders",))
     store._changed_elsewhere([KeptRow("consumer", "socket/billing", encode(older), 1 << 60)])
     assert store.consumers()[billing.key] == billing
+    other = msgspec.structs.replace(billing, patterns=("other",))
+    store._flying = {("consumer", "socket/billing"): encode(other)}
+    store._changed_elsewhere([KeptRow("consumer", "socket/billing", encode(other), 1 << 60)])
+    assert store.consumers()[billing.key] == billing  # it was ours, and is under way
+    store._flying = {}
     gone: list[Any] = []
     store.on_removed.append(gone.append)
     store._changed_elsewhere([KeptRow("consumer", "socket/unknown", None, 1 << 60)])

@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 from linkd.errors import PublishError
 from linkd.log.interface import RESUME_PREFIX, RESUME_SECONDS, UNOWNED, Consumer, Owned
 from linkd.node import subscriptions
-from linkd.node.subscriptions import AGED_AT_ONCE, AGING_SECONDS, LOOKS, Follower
+from linkd.node.subscriptions import AGED_AT_ONCE, AGING_SECONDS, LOOKS, READER, Follower
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import (
     BATCH_OVERHEAD_BYTES,
@@ -243,6 +243,18 @@ def test_two_owners_have_a_consumer_of_the_same_name(node: FakeNode) -> None:
     assert again.next == 1
     node.subscriptions.subscribe(("orders",), "latest", theirs, SHOP)
     assert mine.ended == ["replaced"]
+
+
+def test_nothing_is_left_of_who_read_a_consumer_that_is_removed(node: FakeNode) -> None:
+    store, subscriptions = node.subscriptions._store, node.subscriptions
+    store.share(READER, "/".join(SHOP), b"run:1")
+    store.share(READER, "/".join(ADMIN), b"run:2")
+    make(node, SHOP)
+    make(node, ADMIN)
+    subscriptions.move(SHOP, ("shop", "other"), lambda _: None)
+    assert {*store.shared(READER)} == {"/".join(ADMIN)}
+    assert subscriptions.forget(ADMIN, lambda _: None)
+    assert not store.shared(READER)
 
 
 def test_absence_counts_only_while_it_is_looked_at(node: FakeNode) -> None:
