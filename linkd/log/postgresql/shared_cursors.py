@@ -12,8 +12,12 @@ from linkd.log.commit import Post
 from linkd.log.cursor_store import CONSUMER, HISTORY, PEER, Done, Rows, Taken, joined
 from linkd.log.interface import Consumer, PeerCursor
 from linkd.log.postgresql.cursors import PostgresqlCursorStore
+from linkd.log.postgresql.database import LOCK
 from linkd.log.postgresql.shared_database import KeptRow
 from linkd.log.postgresql.shared_log import SharedLog
+
+_ORDER = LOCK + 2
+"""The advisory lock of a writer: transactions commit in the order of their numbers."""
 
 _PUT = (
     "insert into linkd.kept (kind, key, value, rank)"
@@ -185,7 +189,9 @@ class SharedCursorStore(PostgresqlCursorStore):
         """Take a value."""
 
         def take(connection: Any) -> Any:
-            return connection.execute(_TAKE, (kind, key, kind), binary=True).fetchone()
+            with connection.transaction():
+                connection.execute("select pg_advisory_xact_lock(%s)", (_ORDER,))
+                return connection.execute(_TAKE, (kind, key, kind), binary=True).fetchone()
 
         try:
             row = self._database.run(take)
@@ -217,6 +223,7 @@ class SharedCursorStore(PostgresqlCursorStore):
 
         def put(connection: Any) -> tuple[list[Any], list[Any]]:
             with connection.transaction():
+                connection.execute("select pg_advisory_xact_lock(%s)", (_ORDER,))
                 connection.execute(_DELETE, ([row[0] for row in gone], [row[1] for row in gone]))
                 columns = [[row[place] for row in kept] for place in range(4)]
                 done = connection.execute(_PUT, columns).fetchall()

@@ -1069,3 +1069,32 @@ def test_a_server_that_answers_nothing_is_left_for_one_that_does(make: Made) -> 
     assert database.incarnation == b.log.database.incarnation
     assert a.append(draft(b"4"))[0].count == 1
     same(a, b)
+
+
+def test_instances_that_write_the_same_values_at_once_agree(make: Made) -> None:
+    a, b = make("a"), make("b")
+    both = Cursors(a), Cursors(b)
+    errors: list[Any] = []
+
+    def write(store: Any, order: int) -> None:
+        for number in range(60):
+            rows = {("token", key): b"%d" % number for key in ("x", "y", "z")[::order]}
+            errors.append(store.write(rows))
+
+    threads = [
+        threading.Thread(target=write, args=(of.store, order))
+        for of, order in zip(both, (1, -1), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [None] * 120
+    for number in range(20):
+        got: list[Any] = []
+        for of, letter in zip(both, "ab", strict=True):
+            of.store.share("reader", "x", f"{letter}{number}".encode(), got.append)
+        a.until(lambda got=got: len(got) == 2)
+        a.until(lambda: both[0].store.shared("reader") == both[1].store.shared("reader"))
+    for of in both:
+        of.close()
