@@ -379,6 +379,12 @@ class Instances:
         warnings.update(found)
         self._warned = set(found)
 
+    def agree(self) -> bool:
+        """Return whether all instances that were not stopped have the same `[[peer]]` tables."""
+        notes = [known.note for known in self._others.values()]
+        mine = self._peers()
+        return all(note.state == "stopped" or note.peers == mine for note in notes)
+
     def _differs(self, note: InstanceNote) -> list[str]:
         return differences(self._peers(), self.keys, note.peers, note.keys)
 

@@ -6,7 +6,7 @@ Cursors of absent peers, callers that wait for an ack, the memory that received 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from heapq import heapify, heappop, heappush
 from random import Random
 from secrets import token_hex
@@ -125,7 +125,8 @@ class AbsentPeers:
     def _add(self, absent: _Absent) -> None:
         name = absent.cursor.peer
         self._absent[name] = absent
-        self._note(absent)
+        if self._log.is_keeper:
+            self._note(absent)
         left = (KEPT_SECONDS - absent.seconds) / 3600
         self._log_event(
             "error" if absent.records else "info",
@@ -150,6 +151,29 @@ class AbsentPeers:
                 detail=f"{name} is configured again; the link goes on at offset"
                 f" {absent.cursor.acked}",
             )
+
+    def noted(self, cursor: PeerCursor) -> None:
+        """Take what another instance has noted of a peer, if that is absent."""
+        absent = self._absent.get(cursor.peer)
+        if absent is not None:
+            absent.cursor, absent.seconds = cursor, cursor.absent_seconds or 0.0
+
+    def drop(self, name: str) -> None:
+        """Forget a peer, as another instance did."""
+        if self._absent.pop(name, None) is not None:
+            self._forgotten(name)
+
+    def follow(self, configured: Collection[str]) -> None:
+        """Find the peers that are absent since another instance had their entries removed."""
+        if len(self._cursors.peers) > len(configured) + len(self._absent):
+            for name in self._cursors.peers.keys() - self._absent.keys() - set(configured):
+                cursor = self._cursors.peers[name]
+                seconds = cursor.absent_seconds or 0.0
+                self._add(_Absent(cursor, lambda _: True, False, seconds))
+
+    def wait(self) -> None:
+        """Count no time until the next tick: another instance does, or still has such peers."""
+        self._ticked = None
 
     def count(self, name: str) -> Iterator[None]:
         """Count again what an absent peer is owed, in short steps.
@@ -353,6 +377,7 @@ class Links:
         node.log.on_taken.append(self._taken)
         node.log.on_epoch.append(self._epoch_opened)
         cursors.on_peer.append(self._noted_elsewhere)
+        cursors.on_peer_removed.append(self._forgotten_elsewhere)
         cursors.watch(COMMAND, self._commanded)
 
     # -- other instances of this node ---------------------------------------------------------
@@ -374,6 +399,26 @@ class Links:
         if driver is not None and driver.connection is None:
             driver.replicator.follow(cursor.acked)
             self._waits[cursor.peer].acked(cursor.acked)
+        self.absent.noted(cursor)
+
+    def _forgotten_elsewhere(self, cursor: PeerCursor) -> None:
+        """Keep the cursor of a peer that is configured here; forget an absent one."""
+        if cursor.peer in self.drivers:
+            self._cursors.create_peer(msgspec.structs.replace(cursor, absent_seconds=None))
+        else:
+            self.absent.drop(cursor.peer)
+
+    def look_for_absent(self) -> None:
+        """Let the instance that keeps the log forget peers that none has configured; each second.
+
+        Instances with other `[[peer]]` tables may have them.
+        """
+        node = self._node
+        self.absent.follow(self.drivers)
+        if node.log.is_keeper and node.instances is not None and node.instances.agree():
+            self.absent.tick(node.clock.seconds())
+        else:
+            self.absent.wait()
 
     def command(self, peer: str, word: Command) -> None:
         """Let the other instances of this node act on a link, whichever has it."""
@@ -451,7 +496,7 @@ class Links:
         self.absent.back(settings.name)
         if self._cursors.peers.get(settings.name) is None:
             here = self._node.log.next
-            self._cursors.set_peer(PeerCursor(settings.name, here, here))
+            self._cursors.create_peer(PeerCursor(settings.name, here, here))
         backoff = None
         if settings.dial:
             reconnect = self._node.config.reconnect

@@ -335,6 +335,7 @@ class Node:
             self.links.share_dialing()
             if self.log.unavailable is not None:
                 self.links.send_away("the database of the log does not answer here")
+            self.links.look_for_absent()
         if whole_second and self.log.is_keeper:
             self.subscriptions.move_on()
         self.log.release(self._low_water())
@@ -372,6 +373,11 @@ class Node:
             LinkdError: It is configured.
         """
         self._check_absent(peer)
+        if confirmed and self.instances is not None and not self.instances.agree():
+            raise LinkdError(
+                f"another instance has other [[peer]] tables, and may have {peer}: give all"
+                " instances the same ones, see `linkd instances`"
+            )
         return self.links.absent.forget(peer, confirmed)
 
     def _check_absent(self, peer: str) -> None:

@@ -1,9 +1,10 @@
-"""Cursor stores of several instances in one process, which see each other's shared values."""
+"""Cursor stores of several instances in one process, which see each other's values and peers."""
 
 from __future__ import annotations
 
 from linkd.log import CursorStore
 from linkd.log.cursor_store import Done
+from linkd.log.interface import PeerCursor
 
 
 class SharedStores:
@@ -35,17 +36,35 @@ class SharedStore(CursorStore):
         super().__init__()
         self._shared = shared
         for other in shared.stores:
+            self.peers.update(other.peers)
             for kind, rows in other._rows.items():
                 for key, value in rows.items():
                     self._set_shared(kind, key, value)
 
     def share(self, kind: str, key: str, value: bytes | None, done: Done | None = None) -> None:
         super().share(kind, key, value, done)
-        if self in self._shared.away:
-            return
-        for other in self._shared.stores:
-            if other is not self and other not in self._shared.away:
-                other.seen(kind, key, value)
+        for other in self._others():
+            other.seen(kind, key, value)
+
+    def set_peer(self, cursor: PeerCursor) -> None:
+        super().set_peer(cursor)
+        for other in self._others():
+            if other.peers.get(cursor.peer) != cursor:
+                other.peers[cursor.peer] = cursor
+                for call in tuple(other.on_peer):
+                    call(cursor)
+
+    def remove_peer(self, peer: str) -> None:
+        super().remove_peer(peer)
+        for other in self._others():
+            known = other.peers.pop(peer, None)
+            if known is not None:
+                for call in tuple(other.on_peer_removed):
+                    call(known)
+
+    def _others(self) -> list[SharedStore]:
+        away = self._shared.away
+        return [one for one in self._shared.stores if one is not self and not {one, self} & away]
 
     def seen(self, kind: str, key: str, value: bytes | None) -> None:
         """Take another instance's change."""

@@ -11,6 +11,8 @@ from twisted.internet.task import Clock
 
 from linkd.config import Config, NodeSettings, PeerSettings
 from linkd.config.settings import ApiSettings, ClusterSettings
+from linkd.errors import LinkdError
+from linkd.log.interface import PeerCursor
 from linkd.log.state import PeerHeld
 from linkd.node import LinkDriver, Node, Stores
 from linkd.node.instances import (
@@ -21,15 +23,17 @@ from linkd.node.instances import (
     differences,
     peers_checksum,
 )
+from linkd.node.links import KEPT_SECONDS
 from linkd.node.outages import Outages
 from linkd.status import LinkStatus
-from tests.support.fake_net import FakeDialer, FakeNet
+from tests.support.fake_net import FakeDialer, FakeNet, publish
 from tests.support.memory_log import MemoryLog
 from tests.support.shared_store import SharedStores
 
 EDGE = PeerSettings(name="edge", send=("commands",), receive=("orders",), required=True)
 HUB = PeerSettings(name="hub", dial=("ws://hub/link",), send=("orders",), receive=("commands",))
 SAT = PeerSettings(name="sat", dial=("ws://sat/link",), send=("commands",), receive=("orders",))
+FAR = PeerSettings(name="sat", send=("commands",), receive=("orders",))
 
 
 class Cluster:
@@ -453,3 +457,59 @@ def test_without_a_cluster_there_are_no_instances() -> None:
     node.start()
     assert node.instances is None
     assert (node.status().instance, node.status().links[0].instance) == (None, None)
+
+
+def seconds_absent(hub: Node) -> list[float]:
+    """Return for how long peers are absent, as an instance shows it."""
+    return [one.absent_seconds for one in hub.status().absent]
+
+
+def test_the_keeper_alone_counts_the_absence_of_a_peer_that_no_instance_has(
+    cluster: Cluster,
+) -> None:
+    a, b = cluster.start("a", EDGE, FAR, keeper=True), cluster.start("b", EDGE, FAR)
+    cluster.net.run(2.0)
+    b.reload(msgspec.structs.replace(b.config, peers=(EDGE,)))
+    cluster.net.run(70.0)
+    assert a.status().absent == []
+    assert seconds_absent(b) == [0.0]  # another instance has it
+    a.reload(msgspec.structs.replace(a.config, peers=(EDGE,)))
+    cluster.net.run(130.0)
+    assert 120.0 <= seconds_absent(a)[0] <= 130.0
+    assert 60.0 <= seconds_absent(b)[0] <= seconds_absent(a)[0]
+    a.links.absent._absent["sat"].seconds = KEPT_SECONDS
+    cluster.net.run(1.5)
+    assert seconds_absent(a) == seconds_absent(b) == []
+    assert {*a._cursors.peers} == {*b._cursors.peers} == {"edge"}
+
+
+def test_a_peer_that_only_another_instance_had_becomes_absent(cluster: Cluster) -> None:
+    a, b = cluster.start("a", keeper=True), cluster.start("b", EDGE, FAR)
+    b.reload(msgspec.structs.replace(b.config, peers=(EDGE,)))
+    cluster.net.run(10.0)
+    assert [one.peer for one in a.status().absent] == ["sat"]
+    assert a.forget_peer("sat", confirmed=True) == (0, 0)
+    assert a.status().absent == b.status().absent == []
+
+
+def test_a_peer_that_another_instance_may_have_is_not_forgotten(cluster: Cluster) -> None:
+    a, b = cluster.start("a", keeper=True), cluster.start("b", EDGE, FAR)
+    cluster.net.run(10.0)
+    assert a.forget_peer("sat", confirmed=False) == (0, 0)
+    with pytest.raises(LinkdError, match="another instance has other"):
+        a.forget_peer("sat", confirmed=True)
+    a._cursors.remove_peer("sat")  # as if that had crossed
+    assert b._cursors.peers["sat"] == a._cursors.peers["sat"]
+    a.reload(msgspec.structs.replace(a.config, peers=(EDGE, FAR)))
+    assert a.status().absent == []
+
+
+def test_records_are_kept_for_a_peer_that_another_instance_has(cluster: Cluster) -> None:
+    a, b = cluster.start("a", keeper=True), cluster.start("b", EDGE, FAR)
+    publish(a, "commands", b"x")
+    b._cursors.set_peer(PeerCursor("sat", 1, 1))
+    a._cursors.set_peer(PeerCursor("edge", 1, 2))
+    a.links.drivers["edge"].replicator.follow(2)
+    assert a.links.low_water() == 1
+    b._cursors.set_peer(PeerCursor("sat", 1, 2))
+    assert a.links.low_water() == 2
