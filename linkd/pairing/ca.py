@@ -538,6 +538,10 @@ class Authority:
         state = self._state.with_revoked(name, now)
         try:
             self._apply(state)
+            if self._rows is not None:  # also what was revoked here before
+                mine = (each for each in state.certificates if each.name == name)
+                before = IssuedState(_VERSION, ())
+                share_certificates(self._rows, before, IssuedState(_VERSION, tuple(mine)))
         except OSError as error:
             self._unwritten = state.revoked() - self._state.revoked()
             self.revoked = state.revoked()
@@ -550,6 +554,10 @@ class Authority:
             raise NotRevoked(revoked_here(name, error)) from None
         known = self._state.certificates
         return [each for each in known if each.name == name and each.expires > now]
+
+    def refuse(self, name: str) -> None:
+        """Revoke every certificate of `name` at this instance; raise OSError as `_keep`."""
+        self._keep(self._state.with_revoked(name, self._wall()))
 
     def _apply(self, state: IssuedState) -> None:
         """Write a state, and only then apply it; nothing is written if nothing changed.

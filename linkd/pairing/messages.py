@@ -13,6 +13,7 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from msgspec import Meta
 
 from linkd.config import Config
@@ -282,6 +283,22 @@ def join_proof(secret: bytes, leaf: bytes, ask: JoinRequest) -> str:
     """
     parts = ("join", _digest(leaf), ask.invitation, ask.name, ask.request)
     return hmac.new(secret, encode_fields(*parts), hashlib.sha256).hexdigest()
+
+
+def der_of(leaf: x509.Certificate) -> bytes:
+    """Return a certificate in DER form."""
+    return leaf.public_bytes(serialization.Encoding.DER)
+
+
+def proved(
+    secret: bytes, ask: JoinRequest, shown: list[x509.Certificate]
+) -> x509.Certificate | None:
+    """Return the listener's leaf for which a proof fits a code; None if it fits none."""
+    proof = ask.proof.encode("utf-8", "replace")
+    for leaf in shown:
+        if hmac.compare_digest(join_proof(secret, der_of(leaf), ask).encode(), proof):
+            return leaf
+    return None
 
 
 def hub_proof(secret: bytes, leaf: bytes, ask: JoinRequest, answer: JoinReply) -> str:

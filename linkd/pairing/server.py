@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import math
 import os
 import re
@@ -52,9 +51,11 @@ from linkd.pairing.messages import (
     PairingRefused,
     Terms,
     check_patterns,
+    der_of,
     encode_code,
     fingerprint,
     is_ours,
+    proved,
 )
 from linkd.pairing.shared import (
     AUTHORITY,
@@ -220,6 +221,8 @@ class PairingServer:
             NotRevoked: It could not be written: the listener refuses it only until the next start.
         """
         unsure: LinkdError | None = None
+        if self._is_shared:
+            self._refuse(name)  # here at once; the database may be away
         try:
             self._learn_now()
             if name not in self._invitations.names() | {each.name for each in self._issued}:
@@ -242,6 +245,17 @@ class PairingServer:
         self._warnings.pop(f"revoke {name}", None)
         events.emit("pairing.revoked", name=name)
         return len(taken)
+
+    def _refuse(self, name: str) -> None:
+        """Refuse the certificates of a name that are known here, and end its connection."""
+        state = IssuedState(1, tuple(each for each in self._issued if each.name == name))
+        if self._has_authority():
+            with suppress(OSError):  # it is tried again
+                self._open_authority().refuse(name)
+        else:
+            self._elsewhere |= state.with_revoked(name, self._wall()).revoked()
+        if state.certificates:
+            self._hooks.revoked(name)
 
     def _revoke(self, name: str) -> list[Issued]:
         """Revoke all certificates of a name; return those that have not expired."""
@@ -368,7 +382,7 @@ class PairingServer:
         request = hashlib.sha256(ask.request.encode()).digest()
         found = invitations.find(key)
         if isinstance(found, Joined):
-            leaf = _proved(self._secret(found.invitation), ask, shown)
+            leaf = proved(self._secret(found.invitation), ask, shown)
             is_same = invitations.is_newest(key, ask.name) and found.request == request
             if leaf is None or not is_same:
                 raise PairingRefused(USED)
@@ -379,7 +393,7 @@ class PairingServer:
             )
         if not (invitations.count_try(key) and invitations.is_open(key, found)):
             raise PairingRefused(EXPIRED)
-        leaf = _proved(self._secret(found), ask, shown)
+        leaf = proved(self._secret(found), ask, shown)
         if leaf is None:
             raise PairingRefused(
                 "the proof does not fit the code: someone may intercept the connection"
@@ -421,7 +435,7 @@ class PairingServer:
             authorities=self._authorities(leaf),
         )
         secret = self._secret(joined.invitation)
-        proof = messages.hub_proof(secret, _der(leaf), ask, answer)
+        proof = messages.hub_proof(secret, der_of(leaf), ask, answer)
         return msgspec.structs.replace(answer, proof=proof)
 
     def _secret(self, invitation: Invitation) -> bytes:
@@ -707,21 +721,6 @@ class PairingServer:
 
 def _path(listen: ListenSettings) -> Path | None:
     return None if listen.certificate is None else Path(listen.certificate)
-
-
-def _der(leaf: x509.Certificate) -> bytes:
-    return leaf.public_bytes(serialization.Encoding.DER)
-
-
-def _proved(
-    secret: bytes, ask: messages.JoinRequest, shown: list[x509.Certificate]
-) -> x509.Certificate | None:
-    """Return the listener's leaf for which a proof fits a code; None if it fits none."""
-    proof = ask.proof.encode("utf-8", "replace")
-    for leaf in shown:
-        if hmac.compare_digest(messages.join_proof(secret, _der(leaf), ask).encode(), proof):
-            return leaf
-    return None
 
 
 def _load_request(pem: str) -> x509.CertificateSigningRequest:

@@ -288,7 +288,7 @@ def test_a_revocation_at_one_instance_is_in_force_at_all(
     for hub in hubs:
         hub.pairing.learn()
     assert c.pairing.revoke("edge-1") == 1
-    assert c.ended == ["edge-1"]
+    assert set(c.ended) == {"edge-1"}
     for hub in (a, b):
         hub.pairing.learn()
         assert hub.ended == ["edge-1"]
@@ -418,7 +418,7 @@ def test_an_instance_without_the_authority_says_where_it_is(
     assert a.pairing.revoked == {leaf.serial_number}
     a.pairing.revoke("edge-2")
     bare.pairing.learn()
-    assert bare.ended == ["edge-1", "edge-2"]
+    assert sorted(set(bare.ended)) == ["edge-1", "edge-2"]
     assert len(bare.pairing.revoked) == 2
 
 
@@ -518,7 +518,7 @@ def test_without_the_database_nothing_is_half_done(
     with pytest.raises(NotRevoked, match="is revoked at this instance, and the others may not"):
         b.pairing.revoke("edge-1")
     assert leaf.serial_number in b.pairing.revoked
-    assert b.ended == ["edge-1"]
+    assert set(b.ended) == {"edge-1"}
     assert "edge-1 is revoked at this instance" in str(b.pairing.warning())
     shutil.rmtree(c.place)
     c.open()
@@ -530,6 +530,21 @@ def test_without_the_database_nothing_is_half_done(
     b.join(code)
     b.pairing.revoke("edge-1")
     assert b.pairing.warning() is None
+
+
+def test_a_revocation_ends_the_link_here_before_it_asks_the_database(
+    hubs: tuple[Instance, Instance, Instance],
+    world: World,
+) -> None:
+    a, b, _ = hubs
+    leaf = a.join(a.invite())
+    b.pairing.learn()
+    seen: list[object] = []
+    world.store.on_refresh.append(
+        lambda: seen.append((leaf.serial_number in b.pairing.revoked, list(b.ended)))
+    )
+    b.pairing.revoke("edge-1")
+    assert seen[0] == (True, ["edge-1"])
 
 
 def test_a_database_that_refuses_is_named(
