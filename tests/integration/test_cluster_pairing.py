@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
+from subprocess import CompletedProcess
+from threading import Thread
 
 import pytest
 
@@ -69,10 +71,15 @@ class Hub(Daemon):
 
 
 @pytest.fixture
-def hubs() -> Iterator[tuple[Hub, Hub]]:
-    server = Server()
+def server() -> Iterator[Server]:
+    one = Server()
+    yield one
+    one.remove()
+
+
+@pytest.fixture
+def hubs(server: Server) -> Iterator[tuple[Hub, Hub]]:
     with ExitStack() as stack:
-        stack.callback(server.remove)
         name = server.database("hub")
         a, b = (stack.enter_context(closing(Hub(letter, server.dsn(name)))) for letter in "ab")
         init(server, a, name)
@@ -140,3 +147,35 @@ def test_tokens_and_sessions_of_one_hub_are_good_at_the_other(hubs: tuple[Hub, H
     b.kill()
     b.start()
     assert b.web("GET", "/v1/status", Cookie=cookie)[0] == 401
+
+
+def test_without_the_database_a_revocation_is_in_force_here_and_later_at_all(
+    hubs: tuple[Hub, Hub], server: Server
+) -> None:
+    a, b = hubs
+    with closing(Daemon("edge", "")) as edge:
+        edge.start()
+        code = invite(a, "edge", "--address", f"127.0.0.1:{a.port}")
+        assert command(edge, "join", code).returncode == 0
+        edge.wait_up("hub")
+        token = a.token()
+        server.kill()
+        began = time.monotonic()
+        revoking = Thread(target=lambda: refused.append(command(a, "revoke", "edge")))
+        refused: list[CompletedProcess[str]] = []
+        revoking.start()
+        until(lambda: edge.link("hub")["state"] != "up", 4.0)
+        print(f"its link ended {time.monotonic() - began:.2f} s after `revoke`, without a database")
+        assert b.web("POST", "/v1/session", Authorization=f"Bearer {token}")[0] == 503
+        revoking.join()
+        assert refused[0].returncode != 0
+        assert "the others may not know that yet" in refused[0].stderr
+        assert a.call("GET", "/healthz")["late_seconds"] < 1.0
+        server.start()
+
+        def states() -> set[str]:
+            found = [hub.call("GET", "/v1/pairing/peers")["peers"] for hub in hubs]
+            return {peer["state"] for peers in found for peer in peers}
+
+        until(lambda: states() == {"revoked"}, 30.0)
+        assert command(b, "revoke", "edge").returncode == 0
