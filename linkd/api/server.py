@@ -200,7 +200,7 @@ class ApiServer:
         self.pairing = pairing
         shared = None
         if node.shared is not None:
-            shared = SharedAuth(node.shared, reactor, wall, TOKEN_SECONDS)
+            shared = SharedAuth(node.shared, reactor, wall, node.log.clock, TOKEN_SECONDS)
         self.keyring = Keyring(config, reactor.seconds, wall, shared)
         self.access_control = AccessControl(config, self.keyring, FailedKeyLimiter(reactor.seconds))
         self.slots = ConnectionSlots(config.limits)

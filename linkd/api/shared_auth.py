@@ -42,7 +42,7 @@ _TAG_BYTES: Final = 8
 
 
 class SharedToken(msgspec.Struct, array_like=True, frozen=True):
-    """A token as it is shared: the name of its key, how narrow it is, its end in Unix seconds."""
+    """A token as it is shared: its key, how narrow it is, its end by the log's clock."""
 
     key: str
     patterns: tuple[str, ...]
@@ -59,16 +59,23 @@ class SharedAuth:
     Args:
         store: Has what they share.
         clock: Schedules.
-        wall: Unix seconds; the hosts' clocks should differ by seconds at most.
+        wall: Unix seconds.
+        stamp: The log's clock, which the instances have in common.
         seconds: How long a token is good.
     """
 
     def __init__(
-        self, store: CursorStore, clock: IReactorTime, wall: Callable[[], float], seconds: float
+        self,
+        store: CursorStore,
+        clock: IReactorTime,
+        wall: Callable[[], float],
+        stamp: Callable[[], float],
+        seconds: float,
     ) -> None:
         self._store = store
         self._clock = clock
         self._wall = wall
+        self._stamp = stamp
         self._seconds = seconds
         self._own: deque[tuple[float, str]] = deque()
 
@@ -80,7 +87,7 @@ class SharedAuth:
         Raises:
             ApiError: The database does not answer.
         """
-        now = self._wall()
+        now = self._stamp()
         self._drop_over(now)
         bare = secrets.token_bytes(24)
         token = (bare + _tag(signing, bare)).hex()
@@ -109,7 +116,7 @@ class SharedAuth:
         if value is None:
             return None
         token = _token.decode(value)
-        return token if token.expires > self._wall() else None
+        return token if token.expires > self._stamp() else None
 
     def _drop_over(self, now: float) -> None:
         """Remove own tokens that have expired, and the oldest where they are too many."""

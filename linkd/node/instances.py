@@ -29,7 +29,7 @@ INSTANCE: Final = "instance"
 WRITE_SECONDS: Final = 5.0
 SILENT_SECONDS: Final = 15.0
 FORGET_SECONDS: Final = 86_400.0
-"""The keeper then deletes what an instance that has ended wrote."""
+"""The keeper then deletes what an instance wrote that has stopped or is silent for so long."""
 
 _PATHS: Final = {"secret_file", "ca", "certificate", "key", "proxy_secret_file"}
 """Settings of a peer that may differ between hosts."""
@@ -125,6 +125,8 @@ class _Known(msgspec.Struct):
     links: dict[str, LinkNote]
     heard: float | None
     is_silent: bool = False
+    over_at: float | None = None
+    """Since when it has stopped or is silent, as seen here."""
 
 
 class Instances:
@@ -308,8 +310,12 @@ class Instances:
             known.is_silent = True
             self._log("warn", "instance.silent", known)
             self._changed_links(known.links)
-        is_over = note.state == "stopped" or known.is_silent
-        if is_over and self._node.log.is_keeper and wall() - note.time >= FORGET_SECONDS:
+        if not (note.state == "stopped" or known.is_silent):
+            known.over_at = None
+        elif known.over_at is None:
+            known.over_at = now
+        over = 0.0 if known.over_at is None else now - known.over_at
+        if self._node.log.is_keeper and over >= FORGET_SECONDS:
             del self._others[note.instance]
             self._store.share(INSTANCE, note.instance, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,7 +56,8 @@ class Lab:
     def keyring(self, name: str) -> Keyring:
         """Start an instance with a state directory of its own."""
         (self.folder / name).mkdir(exist_ok=True)
-        shared = SharedAuth(self.store, cast("Any", self.clock), lambda: self.wall, TOKEN_SECONDS)
+        now = partial(getattr, self, "wall")
+        shared = SharedAuth(self.store, cast("Any", self.clock), now, now, TOKEN_SECONDS)
         config = make_config(self.folder / name)
         return Keyring(config, self.clock.seconds, lambda: self.wall, shared)
 
