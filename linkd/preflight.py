@@ -17,6 +17,7 @@ from linkd.net.auth import load_secret, read_secret_file
 from linkd.net.certificates import load_certificates, load_key_pair, public_bytes
 from linkd.net.proxy import choose_proxy, load_credentials
 from linkd.net.tls import AUTHORITY_FILE
+from linkd.node.bus import inspect_bus
 from linkd.status import CertificateRole
 
 
@@ -29,6 +30,23 @@ def check_files(config: Config) -> list[ConfigError | Unavailable]:
     """
     errors = (_error(key, read, paths) for key, read, paths in _reads(config))
     return [error for error in errors if error is not None]
+
+
+def look_at_bus(config: Config) -> tuple[str, str]:
+    """Return what is found at the bus of a cluster, and why it can't be reached; one is empty.
+
+    Linkd runs without it, so that is no error. Where the password is hidden nothing is found.
+
+    Raises:
+        ConfigError: It refuses the password, or redis-py is missing.
+    """
+    cluster = config.cluster
+    if cluster is None or cluster.bus is None or _hidden(cluster.bus_password_file or ""):
+        return "", ""
+    try:
+        return inspect_bus(cluster), ""
+    except Unavailable as error:
+        return "", f"{error}: volatile messages and presence stay at this instance"
 
 
 class CertificateEnd(NamedTuple):

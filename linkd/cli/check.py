@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     paths = files(config_path(arguments))
     config = load(paths)
-    from linkd.preflight import certificate_ends, check_files  # noqa: PLC0415  # slow to load
+    from linkd.preflight import certificate_ends, check_files, look_at_bus  # noqa: PLC0415  # slow to load
 
     problems = check_files(config)
     for problem in problems:
@@ -60,12 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
 
         found = inspect_postgresql(config.log)
     differing = list(_differing(config))
-    cluster = config.cluster
-    if cluster is not None and cluster.bus is not None:
-        from linkd.node.bus import inspect_bus  # noqa: PLC0415  # redis-py is optional
-
-        found += "\n# " + inspect_bus(cluster)
-    for warning in [*warnings(config), *filter(None, map(ends_soon, ends)), *differing]:
+    bus, away = look_at_bus(config)
+    found += f"\n# {bus}" if bus else ""
+    for warning in [
+        *warnings(config),
+        *filter(None, [*map(ends_soon, ends), away]),
+        *differing,
+    ]:
         sys.stderr.write(f"linkd: warning: {warning}\n")
     if arguments.json:
         print(json.dumps(msgspec.to_builtins(config), indent=2))

@@ -176,7 +176,7 @@ class Bus:
         on_sister: Called with the word of another instance that is there, or is gone.
         on_wake: Called for each wake-up.
         warn: Sets the standing warning of status; None removes it.
-        holds: Returns whether a peer is connected here, and not to another instance.
+        holds: Returns whether no other instance has a peer's connection, or had the last one.
     """
 
     def __init__(

@@ -231,7 +231,8 @@ class Node:
         self.bus = self.dispatcher.bus = bus
         bus.on_volatile, bus.on_sister = self.passed, self.on_sister
         bus.warn = self._warn_of_bus
-        bus.holds, bus.on_wake = self.log.holds, self.log.wake
+        bus.on_wake = self.log.wake
+        bus.holds = lambda peer: self.log.holds(peer) or self.log.holder(peer) is None
         self.log.on_written.append(lambda _: bus.wake())
         self._cursors.on_shared.append(bus.wake)
 

@@ -40,9 +40,10 @@ from linkd.config.addresses import (
     parse_url,
 )
 from linkd.config.loading import UnreadableConfig
+from linkd.config.settings import ClusterSettings
 from linkd.config.validation import warnings
-from linkd.errors import ConfigError
-from linkd.preflight import check_files
+from linkd.errors import ConfigError, Unavailable
+from linkd.preflight import check_files, look_at_bus
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((ROOT / "conf").glob("*.toml"))
@@ -438,6 +439,27 @@ class TestAddresses:
         assert config.cluster.bus is not None
         missing = {str(error).partition(":")[0] for error in check_files(config)}
         assert missing == ({"cluster.bus_password_file"} if "file" in lines else set())
+
+    def test_a_bus_is_looked_at_where_there_is_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        credentials = tmp_path / "none"
+        cluster = ClusterSettings(
+            instance="a", bus="redis://[::1]", bus_password_file=str(credentials / "redis")
+        )
+        config = Config(node=NodeSettings(name="here"))
+        assert look_at_bus(config) == ("", "")
+        config = Config(node=NodeSettings(name="here"), cluster=cluster)
+        monkeypatch.setattr("linkd.preflight.inspect_bus", lambda _: "Redis")
+        assert look_at_bus(config) == ("Redis", "")
+
+        def away(_: ClusterSettings) -> str:
+            raise Unavailable("refused")
+
+        monkeypatch.setattr("linkd.preflight.inspect_bus", away)
+        assert look_at_bus(config)[1].startswith("refused: volatile messages and presence stay")
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+        assert look_at_bus(config) == ("", "")
 
     @pytest.mark.parametrize("text", ["http://proxy:3128", "environment"])
     def test_a_peer_may_have_a_proxy(self, text: str, tmp_path: Path) -> None:
