@@ -266,6 +266,7 @@ async def _consumer_position(
     subscription = api.subscribe(caller, (pattern,), start, _Arrival(waits=False), consumer)
     if subscription.known is not None:
         await subscription.known
+        await api.node.reached(subscription.next)
     position = subscription.next
     subscription.close()
     return position
@@ -361,6 +362,7 @@ async def acknowledge(api: ApiServer, call: Call) -> Response:
     wanted = whole(ack.next, "next")
     if ack.log not in ("", api.node.log.id):
         raise ApiError("gap", "the node has another log than the one of this ack")
+    await api.node.reached(wanted)
     await api.node.ack(consumer.key, wanted)
     known = api.node.subscriptions.consumer(consumer.key) or consumer
     return answer({"owner": known.owner, "name": known.name, "next": known.next})

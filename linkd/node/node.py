@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 from twisted.internet.base import DelayedCall, ReactorBase
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 
 from linkd import events
 from linkd.clock import wall
@@ -248,6 +248,14 @@ class Node:
             known: Deferred[None] = Deferred()
             self._cursors.refresh(partial(known.callback, None))
             await known
+
+    async def reached(self, offset: int) -> None:
+        """Wait until the log here has what was read at another instance; for a second at most."""
+        until = self.clock.seconds() + 1.0
+        while self.config.cluster is not None and self.log.next < offset:
+            if self.clock.seconds() >= until:
+                return
+            await deferLater(self.clock, 0.01, lambda: None)  # type: ignore[arg-type]
 
     # -- for the listener (linkd.net.connection.Nodes) -----------------------------------
 

@@ -385,8 +385,8 @@ class Subscriptions:
 
         def known() -> None:
             found = self._store.consumers().get(consumer)
-            position = follower.next if found is None else found.next
-            follower.go_on(min(position, self._log.next))
+            # It may be beyond what this instance has of the log by now.
+            follower.go_on(follower.next if found is None else found.next)
 
         follower.wait()
         word = f"{self._run}:{self._taken}".encode()
@@ -431,7 +431,9 @@ class Subscriptions:
             self._log_event("info", "consumer.created", key, next=start)
             self._store.create_consumer(wanted)
             return start
-        start = min(known.next, self._log.next)  # the log may have been restored from a backup
+        start = known.next
+        if self._node.config.cluster is None:  # else another instance has more of the log by now
+            start = min(start, self._log.next)  # the log may have been restored from a backup
         self._store.set_consumer(Consumer(owner, name, start, patterns))
         return start
 

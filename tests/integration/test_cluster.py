@@ -170,6 +170,53 @@ def test_the_edges_of_a_hub_without_its_database_move_to_another() -> None:
         cluster.close()
 
 
+class Wandering:
+    """A consumer that reads and acknowledges at any hub, whatever happens to that."""
+
+    def __init__(self, hubs: list[Daemon], rng: random.Random) -> None:
+        self.hubs = hubs
+        self.rng = rng
+        self.seen: list[int] = []
+        self.acked = 1
+
+    def step(self) -> None:
+        """Read a page, and acknowledge it at another hub."""
+        path = "/v1/channels/down?consumer=billing&limit=20&from=1"
+        with suppress(OSError, RuntimeError):
+            page = self.rng.choice(self.hubs).call("GET", path)
+            found = [record["data"]["n"] for record in page["records"]]
+            first = min((record["offset"] for record in page["records"]), default=self.acked)
+            assert first >= self.acked, "an acknowledged record came again"
+            self.seen += found
+            ack = json.dumps({"next": page["next"]}).encode()
+            self.rng.choice(self.hubs).call("POST", "/v1/consumers/billing/ack", ack)
+            self.acked = page["next"]
+
+
+def test_a_consumer_that_wanders_over_crashes_misses_nothing(cluster: Cluster) -> None:
+    for hub in cluster.hubs:
+        hub.start()
+    rng = random.Random(int(os.environ.get("LINKD_SEED", "5")))
+    wandering, sent, fault = Wandering(cluster.hubs, rng), 0, 0
+    faults = ["hub", "database", "hub"]
+    began = time.monotonic()
+    while faults or sent < 1000:
+        with suppress(Exception):
+            if post(rng.choice(cluster.hubs), "down", sent)[0] < 300:
+                sent += 1
+        if sent % 7 == 0:
+            wandering.step()
+        if faults and sent >= 200 * (fault + 1):
+            fault += 1
+            strike(cluster, faults.pop(0), rng)
+        assert time.monotonic() - began < 120.0
+    end = cluster.hubs[0].status()["log"]["next"]
+    until(lambda: wandering.step() or wandering.acked >= end, 60.0)
+    seen = wandering.seen
+    assert set(seen) == set(range(sent))
+    print(f"{len(seen) - len(set(seen))} of {len(seen)} came again")
+
+
 class Filling:
     """Publishes at all edges and at the hubs, each number until it is answered."""
 

@@ -1,10 +1,10 @@
-"""Cursor stores of several instances in one process, which see each other's values and peers."""
+"""Cursor stores of several instances in one process, which see what the others write."""
 
 from __future__ import annotations
 
 from linkd.log import CursorStore
 from linkd.log.cursor_store import Done
-from linkd.log.interface import PeerCursor
+from linkd.log.interface import Consumer, Owned, PeerCursor
 
 
 class SharedStores:
@@ -61,6 +61,18 @@ class SharedStore(CursorStore):
             if known is not None:
                 for call in tuple(other.on_peer_removed):
                     call(known)
+
+    def set_consumer(self, consumer: Consumer, done: Done | None = None) -> None:
+        super().set_consumer(consumer, done)
+        for other in self._others():
+            other._consumers[consumer.key] = consumer
+
+    def remove_consumer(self, key: Owned, done: Done | None = None) -> None:
+        super().remove_consumer(key, done)
+        for other in self._others():
+            if other._consumers.pop(key, None) is not None:
+                for call in tuple(other.on_removed):
+                    call(key)
 
     def _others(self) -> list[SharedStore]:
         away = self._shared.away

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import Clock
 
 from linkd.config import Config, NodeSettings, PeerSettings
@@ -24,8 +25,9 @@ from linkd.node.instances import (
 )
 from linkd.node.links import KEPT_SECONDS
 from linkd.node.outages import Outages
+from linkd.node.subscriptions import READER
 from linkd.status import LinkStatus
-from tests.support.fake_net import FakeDialer, FakeNet, publish
+from tests.support.fake_net import FakeDialer, FakeNet, Kept, publish
 from tests.support.memory_log import MemoryLog
 from tests.support.shared_store import SharedStores
 
@@ -509,3 +511,38 @@ def test_records_are_kept_for_a_peer_that_another_instance_has(cluster: Cluster)
     assert a.links.low_water() == 1
     b._cursors.set_peer(PeerCursor("sat", 1, 2))
     assert a.links.low_water() == 2
+
+
+def test_who_read_more_at_another_instance_waits_for_the_log(cluster: Cluster) -> None:
+    a, done = cluster.start("a"), list[object]()
+    ensureDeferred(a.reached(a.log.next + 1)).addCallback(done.append)
+    cluster.net.run(0.5)
+    assert done == []
+    publish(a, "commands", b"x")
+    cluster.net.run(0.1)
+    assert done == [None]
+    ensureDeferred(a.reached(99)).addCallback(done.append)  # there is no such record
+    cluster.net.run(0.9)
+    assert done == [None]
+    cluster.net.run(0.2)
+    assert done == [None, None]
+
+
+def test_a_consumer_taken_at_another_instance_goes_on_behind_its_acks(cluster: Cluster) -> None:
+    a, b = cluster.start("a"), cluster.start("b")
+    billing, first, second = ("socket", "billing"), Kept(), Kept()
+    held = a.subscriptions.subscribe(("commands",), "earliest", first, billing)
+    publish(a, "commands", b"1", b"2")
+    cluster.net.run(0.1)
+    assert first.bodies == [b"1", b"2"]
+    held.ack(2, lambda _: None)
+    taken = b.subscriptions.subscribe(("commands",), "earliest", second, billing)
+    assert first.ended == "replaced"
+    assert taken.next == 2  # its log has nothing of that yet
+    publish(b, "commands", b"1", b"2", b"3")
+    cluster.net.run(0.1)
+    assert second.bodies == [b"2", b"3"]
+    assert a.subscriptions.forget(billing, lambda _: None)
+    assert second.ended == "deleted"
+    assert not b._cursors.shared(READER)
+    a._cursors.share(READER, "socket/unknown", b"x")  # nobody here reads as that
