@@ -20,9 +20,12 @@ import pytest
 from linkd.api.access import _is_address
 from linkd.cli import main
 from linkd.drill.testbed import free_port
-from tests.support.daemon import Daemon
+from tests.integration.test_postgresql import init, log_of
+from tests.support.daemon import Daemon, listen, peer
+from tests.support.duo import ALL, numbers, publish, until
 from tests.support.needs import need
 from tests.support.pairs import Pair
+from tests.support.postgresql import Server, needs_postgresql
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "how-to"
@@ -133,8 +136,8 @@ def test_an_mqtt_topic_becomes_a_channel_and_a_topic_again(pair: Pair, path: Pat
 
 def test_both_ends_continue_with_an_empty_disk(pair: Pair) -> None:
     """As docs/how-to/replace-a-disk.md promises: each link comes up by itself and reports it."""
-    for daemon, peer in ((pair.edge, "hub"), (pair.hub, "edge")):
-        daemon.call("POST", f"/v1/channels/orders?wait={peer}", b"1")
+    for daemon, far in ((pair.edge, "hub"), (pair.hub, "edge")):
+        daemon.call("POST", f"/v1/channels/orders?wait={far}", b"1")
     for lost, other in ((pair.edge, pair.hub), (pair.hub, pair.edge)):
         lost.stop()
         shutil.rmtree(lost.directory / "state")
@@ -210,3 +213,44 @@ def test_the_manifest_for_kubernetes(tmp_path: Path) -> None:
     file.write_text(toml.replace("/var/lib/linkd/node", str(tmp_path / "state")))
     assert main(["check", "-q", "-c", str(file)]) == 0
     assert _is_address("10.0.0.7"), "a probe's Host is the pod's address"
+
+
+@needs_postgresql
+def test_one_hub_becomes_the_first_of_several_and_is_alone_again() -> None:
+    """As docs/how-to/several-hubs.md has it: nothing changes at the edge, and nothing is lost."""
+    server = Server()
+    ports = [free_port(), free_port()]
+    dsn = server.dsn(server.database("hub"))
+    alone, other = (log_of(dsn) + listen(port) + peer("edge", extra=ALL) for port in ports)
+    urls = json.dumps([f"ws://127.0.0.1:{port}/link" for port in ports])
+    dial = peer("hub", "ws://hub/link", extra=ALL).replace('["ws://hub/link"]', urls)
+    with (
+        contextlib.ExitStack() as ends,
+        Daemon("edge", dial) as edge,
+    ):
+        ends.callback(server.remove)
+        first, second = Daemon("hub", alone), Daemon("hub", f'[cluster]\ninstance = "b"\n{other}')
+        for hub in (first, second):
+            ends.callback(hub.close)
+        init(server, first, "hub")
+        first.start()
+        edge.wait_up("hub", 20.0)
+        publish(edge, "up", range(5))
+
+        first.stop()
+        first.configure(f'[cluster]\ninstance = "a"\n{alone}')
+        first.start()
+        second.start()
+        edge.wait_up("hub", 20.0)
+        publish(edge, "up", range(5, 10))
+        first.kill()
+        edge.wait_up("hub", 20.0)
+        publish(edge, "up", range(10, 15))
+        until(lambda: numbers(second, "up") == list(range(15)))
+
+        second.stop()
+        first.configure(alone)
+        first.start()
+        edge.wait_up("hub", 20.0)
+        publish(edge, "up", range(15, 20))
+        until(lambda: numbers(first, "up") == list(range(20)))
