@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -168,6 +169,41 @@ def test_the_edges_of_a_hub_without_its_database_move_to_another() -> None:
     finally:
         relay.close()
         cluster.close()
+
+
+def test_a_peer_is_forgotten_once_no_hub_has_it(cluster: Cluster) -> None:
+    a, b, c = cluster.hubs
+    for hub in cluster.hubs:
+        hub.start()
+    publish(a, "down", range(10))
+
+    def remove(hub: Daemon) -> None:
+        text = hub.config_file.read_text()
+        hub.config_file.write_text(text[: text.rindex("[[peer]]")])
+        hub.signal(signal.SIGHUP)
+
+    def forget() -> Any:
+        body = json.dumps({"confirmed": True}).encode()
+        return a.call("POST", "/v1/peers/edge-2/forget", body)
+
+    for hub in (a, b):
+        remove(hub)
+        until(lambda hub=hub: [one["peer"] for one in hub.status()["absent"]] == ["edge-2"])
+    time.sleep(0.5)
+    with pytest.raises(RuntimeError, match=r"409 .*another instance has other"):
+        forget()
+    assert c.link("edge-2")["backlog_records"] == 10
+    remove(c)
+    until(lambda: c.status()["absent"])
+
+    def is_forgotten() -> bool:
+        with suppress(RuntimeError):  # that hub has not written yet that it has it no more
+            return bool(forget()["done"])
+        return False
+
+    until(is_forgotten)
+    for hub in cluster.hubs:
+        until(lambda hub=hub: not hub.status()["absent"])
 
 
 class Wandering:
