@@ -536,4 +536,6 @@ def test_values_are_shared_within_one_process() -> None:
     cursors.refresh(lambda: done.append("known"))
     cursors.create_consumer(Consumer("socket", "billing", 3, ("orders",)))
     assert ("socket", "billing") in cursors.consumers()
+    cursors.create_peer(PeerCursor("edge", 3, 3))
+    assert cursors.peers == {"edge": PeerCursor("edge", 3, 3)}
     assert done == [None, "known"]
