@@ -534,6 +534,8 @@ def test_values_are_shared_within_one_process() -> None:
     assert taken == [b"2", None]
     assert cursors.shared("token") == {}
     cursors.refresh(lambda: done.append("known"))
+    cursors.create_peer(PeerCursor("edge", 4, 4))
+    assert cursors.peers == {"edge": PeerCursor("edge", 4, 4)}
     cursors.create_consumer(Consumer("socket", "billing", 3, ("orders",)))
     assert ("socket", "billing") in cursors.consumers()
     cursors.create_peer(PeerCursor("edge", 3, 3))

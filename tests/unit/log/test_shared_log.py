@@ -1098,3 +1098,14 @@ def test_instances_that_write_the_same_values_at_once_agree(make: Made) -> None:
         a.until(lambda: both[0].store.shared("reader") == both[1].store.shared("reader"))
     for of in both:
         of.close()
+
+
+def test_a_connection_that_cannot_be_prepared_is_closed(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = make("a")
+    monkeypatch.setattr("linkd.log.postgresql.shared_database._SESSION", "set nothing = {}")
+    with pytest.raises(Unavailable, match="unrecognized configuration parameter"):
+        Instance(server(), "shared", "b")
+    monkeypatch.undo()
+    assert a.append(draft(b"1")) == [Appended(1, 1)]
