@@ -493,6 +493,11 @@ class SegmentRoller:
             self._reader.work(job, is_urgent=True)
         return size
 
+    def note_again(self) -> None:
+        """Save which segments there are once more: it may have been refused."""
+        if self._segment_set.segments:
+            self._note()
+
     def _note(self, **changes: int) -> None:
         """Note in the background which segments there are."""
         oldest = self._segment_set.segments[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from errno import EPERM
 from functools import partial
 from pathlib import Path
@@ -412,7 +413,9 @@ class SharedLog(PostgresqlLog):
         """Note what the keeper deleted; become the keeper, or cease to be."""
         if self._closed:
             return
-        self.database.fence = kept.fence
+        before, self.database.fence = self.database.fence, kept.fence
+        if kept.fence and kept.fence != before:
+            self._roller.note_again()  # an instance that started had the files meanwhile
         self._retention.trim_to = max(self._retention.trim_to, kept.trim_to)
         identity = kept.identity
         if not kept.fence and identity is not None:
@@ -437,11 +440,10 @@ class SharedLog(PostgresqlLog):
 
     def _find_bases(self) -> None:
         """Find the snapshots that the last keeper left; runs in the reader's thread."""
-        folder = self._folder
-        bases = [
-            Base(number, snapshot_path(folder, number).stat().st_size)
-            for number in snapshot_numbers(folder)[-2:]
-        ]
+        folder, bases = self._folder, list[Base]()
+        with suppress(OSError):  # without them the next snapshot is made from older ones
+            for number in snapshot_numbers(folder)[-2:]:
+                bases.append(Base(number, snapshot_path(folder, number).stat().st_size))
 
         def found() -> None:
             if bases and not self._snapshots.busy:
