@@ -127,10 +127,14 @@ class Typist:
         return done.stdout + done.stderr
 
     def _holder(self, edge: str) -> str:
-        """Return the hub that has the edge, as any of them shows it."""
-        links = json.loads(self._machines["hub-a"].sh("linkd status --json"))["links"]
-        (holder,) = [link["instance"] for link in links if link["peer"] == edge]
-        return str(holder)
+        """Return the hub that has the edge, as any of them shows it within seconds."""
+        for _ in range(60):
+            links = json.loads(self._machines["hub-a"].sh("linkd status --json"))["links"]
+            for link in links:
+                if (link["peer"], link["state"]) == (edge, "up"):
+                    return str(link["instance"])
+            time.sleep(0.25)
+        raise AssertionError(f"no hub has {edge}")
 
 
 @pytest.fixture(scope="module")
