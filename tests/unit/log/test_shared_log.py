@@ -1011,6 +1011,9 @@ def test_an_instance_ceases_to_be_the_keeper_where_another_has_become_it(make: M
     kept = Kept(a.log._roller.identity, 0, 0)
     a.log._take_kept(kept)
     assert not a.log.is_keeper
+    segments, a.log._segment_set.segments = a.log._segment_set.segments, []
+    a.log._roller.note_again()  # of a new log there is nothing to note
+    a.log._segment_set.segments = segments
     a.until(lambda: a.log.is_keeper)
     a.log._no_snapshot(OSError(5, "it is broken"))
     assert "no snapshot of the state could be made" in a.log.notices[-1].detail
