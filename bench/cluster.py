@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import shutil
 import socket
 import statistics
@@ -24,8 +25,10 @@ from functools import partial
 from pathlib import Path
 
 from bench.figures import FOLDER, machine, table
+from bench.swarm import Bare
 from linkd import client
 from linkd.drill.testbed import free_port
+from linkd.host import raise_open_file_limit
 from tests.chaos.cluster import Balancer
 from tests.support.daemon import COMMAND, Daemon, listen, peer
 from tests.support.lab import python
@@ -33,6 +36,7 @@ from tests.support.postgresql import Server
 
 HUBS = ("hub-a", "hub-b", "hub-c")
 EDGES = 12
+LINKS = 6000
 STANDBY = "standby"
 
 
@@ -91,9 +95,10 @@ class Cluster:
         hubs: How many.
         delay: Milliseconds of a round trip to the synchronous standby; None: there is none.
         edges: How many dial it, through HAProxy.
+        light: They are dialers without a log, in one process that the caller starts.
     """
 
-    def __init__(self, hubs: int, delay: float | None, edges: int = 0) -> None:
+    def __init__(self, hubs: int, delay: float | None, edges: int = 0, light: bool = False) -> None:
         self._stack = contextlib.ExitStack()
         self.server = Server()
         self._stack.callback(self.server.remove)
@@ -113,7 +118,8 @@ class Cluster:
                 f'dsn = "{self.server.dsn(self.name)}"\nsynchronous = "single"\n'
                 + listen(port, "127.0.0.1")
                 + 'proxy_protocol = ["127.0.0.1"]\n'
-                + peers
+                "[limits]\npending_per_address = 1024\n"
+                "handshakes_per_second_per_address = 200.0\n" + peers
             )
             self.hubs.append(self._daemon("hub", config))
         owner = self.server.dsn(self.name, "owner")
@@ -121,13 +127,14 @@ class Cluster:
         command = python(*COMMAND, "log", "init", "--dsn", owner, "-c", config_file)
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         for daemon in self.hubs:
-            daemon.start()
+            daemon.start(120.0)
         self.edges: list[Daemon] = []
         if edges:
-            balancer = Balancer(self.hubs[0].directory, ports)
-            self._stack.callback(balancer.kill)
-            balancer.start()
-            dial = f"ws://127.0.0.1:{balancer.port}/link"
+            self.balancer = Balancer(self.hubs[0].directory, ports)
+            self._stack.callback(self.balancer.kill)
+            self.balancer.start()
+            dial = f"ws://127.0.0.1:{self.balancer.port}/link"
+            names = [] if light else names
             self.edges = [
                 self._daemon(name, peer("hub", dial, extra='send = [">"]\n')) for name in names
             ]
@@ -266,6 +273,37 @@ def _name(hub: Daemon, cluster: Cluster) -> str:
     return HUBS[cluster.hubs.index(hub)]
 
 
+def _used(hub: Daemon) -> tuple[int, float]:
+    """Return a process's resident bytes, and the seconds of processor time that it has used."""
+    status = Path(f"/proc/{hub.pid}/status").read_text()
+    fields = Path(f"/proc/{hub.pid}/stat").read_text().rpartition(")")[2].split()
+    resident = int(status.partition("VmRSS:")[2].split()[0]) * 1024
+    return resident, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def idle(hubs: int, count: int, seconds: float) -> str:
+    """Return what an idle link costs where so many are spread over hubs behind HAProxy."""
+    with Cluster(hubs, None, count, light=True) as cluster:
+        empty = [_used(hub)[0] for hub in cluster.hubs]
+        secret = str(cluster.hubs[0].directory / "secret")
+        swarm = Bare(cluster.balancer.port, count, secret)
+        try:
+            swarm.wait_up(count, 60.0 + count / 20)
+            time.sleep(6.0)
+            before = [_used(hub) for hub in cluster.hubs]
+            time.sleep(seconds)
+            after = [_used(hub) for hub in cluster.hubs]
+        finally:
+            swarm.close()
+    grown = sum(now[0] - first for now, first in zip(after, empty, strict=True)) / count / 1024
+    cpu = sum(now[1] - then[1] for now, then in zip(after, before, strict=True)) / seconds
+    return (
+        f"{count} idle links, {hubs} hub{'s' * (hubs > 1)} behind HAProxy with PROXY v2:"
+        f" {grown:.1f} KiB a link beside {sum(empty) / hubs / 2**20:.0f} MiB a hub before the"
+        f" first (each hub knows all peers), {100 * cpu / count:.5f} % of a core a link"
+    )
+
+
 def run(quick: bool) -> list[str]:
     """Measure all; return the lines of the page."""
     lines = []
@@ -320,6 +358,9 @@ def run(quick: bool) -> list[str]:
             " at worst."
         )
         print(lines[-1], flush=True)
+    for hubs in (1, 3):
+        lines.append(idle(hubs, 300 if quick else LINKS, seconds) + ".")
+        print(lines[-1], flush=True)
     return lines
 
 
@@ -328,6 +369,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="short, and write nothing")
     asked = parser.parse_args()
+    raise_open_file_limit()
     if shutil.which("haproxy") is None:
         raise SystemExit("it needs HAProxy")
     lines = run(asked.quick)

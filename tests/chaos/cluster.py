@@ -70,6 +70,8 @@ KINDS = {
 """The faults, each with its weight."""
 
 _BALANCER = """
+global
+    maxconn 8000
 defaults
     mode tcp
     timeout connect 2s
