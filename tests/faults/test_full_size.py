@@ -147,6 +147,7 @@ TARGETS: dict[tuple[str, str], str] = {
     ("DELETE", "/v1/consumers/{name}"): "/v1/consumers/nobody",
     ("GET", "/v1/records/{offset}"): "/v1/records/1",
     ("GET", "/v1/status"): "/v1/status",
+    ("GET", "/v1/instances"): "/v1/instances",
     ("GET", "/v1/events"): "/v1/events",
     ("GET", "/v1/outages"): "/v1/outages",
     ("GET", "/v1/drain"): "/v1/drain",

@@ -79,6 +79,7 @@ HTTP: dict[str, list[Ask]] = {
     "GET /v1/presence/{channel}": [Ask("/v1/presence/chat")],
     "GET /v1/peers/{name}/history": [Ask("/v1/peers/hub/history")],
     "GET /v1/status": [Ask("/v1/status")],
+    "GET /v1/instances": [Ask("/v1/instances")],
     "GET /v1/events": [Ask("/v1/events")],
     "GET /v1/outages": [Ask("/v1/outages")],
     "POST /v1/drain": [Ask("/v1/drain", "{}", JSON)],

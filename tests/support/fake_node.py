@@ -186,6 +186,12 @@ class FakeNode:
             raise KeyError(peer)
         self.told.append((event, {"peer": peer, "drill": drill, "more": more}))
 
+    async def refreshed(self) -> None:
+        """There is one instance only: nothing is known elsewhere."""
+
+    async def reached(self, offset: int) -> None:
+        """The log here has all that was read."""
+
     def ack(self, consumer: Owned, next: int) -> Deferred[None]:
         done: Deferred[None] = Deferred()
         self.subscriptions.ack(consumer, next, lambda error: done.callback(None))
